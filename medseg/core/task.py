@@ -1,0 +1,109 @@
+"""What the engine and the pipelines know of a task: two protocols and a small description.
+
+A task has two halves. The torch-free half reads and writes files. The other half trains. A task's package names both
+in a :class:`TaskSpec`, which imports neither, and registers it under the entry-point group ``medseg.tasks``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from medseg.core.config import ConfigBase
+from medseg.core.progress import Listener
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+API_VERSION = 0
+"""0 until the sibling tasks have landed: the contract may still change."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a task says of itself without importing anything heavy.
+
+    Attributes:
+        name: As configs and bundles name it.
+        api_version: Of this protocol that it was written for.
+        summary: One sentence for ``medseg tasks``.
+        config_type: ``module:Class`` of its config, a :class:`~medseg.core.config.ConfigBase`; torch-free.
+        files: ``module:object`` of its torch-free half, a :class:`TaskFiles`.
+        create: ``module:function`` that makes its training half.
+        requires: Modules that must be importable.
+    """
+
+    name: str
+    api_version: int
+    summary: str
+    config_type: str
+    files: str
+    create: str
+    requires: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class TaskFiles(Protocol):
+    """The torch-free half of a task."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether a path looks like a dataset of this task."""
+        ...
+
+    def read_dataset(self, path: Path) -> Any:
+        """A dataset's description; raises ConfigError."""
+        ...
+
+    def make_plan(self, config: Any, dataset: Any, listener: Listener) -> ConfigBase:
+        """Fingerprint the training cases and decide what follows from them."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """The loss of one step: what is minimised, and the named terms it is made of."""
+
+    total: Tensor
+    terms: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How good the network is on validation cases.
+
+    Attributes:
+        score: What decides which network is best; larger is better.
+        values: Everything worth logging, plain numbers, one level of nesting allowed.
+    """
+
+    score: float
+    values: Mapping[str, Any]
+
+
+@runtime_checkable
+class TrainableTask(Protocol):
+    """The training half of a task. Device, precision, clipping and checkpoints are the engine's."""
+
+    def train_batches(self, start_step: int) -> Iterator[Any]:
+        """Batches without end from a step on; each has ``to(device)``."""
+        ...
+
+    def build_model(self) -> nn.Module:
+        """The network, freshly initialised."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Any) -> StepLoss:
+        """The loss of a batch. It takes the model because some networks compute their losses inside."""
+        ...
+
+    def validate(self, model: nn.Module, device: torch.device, case_numbers: Sequence[int]) -> Validation:
+        """Try the network on some of the validation cases."""
+        ...
+
+    @property
+    def num_validation_cases(self) -> int:
+        """How many there are; 0 where nothing is set aside."""
+        ...

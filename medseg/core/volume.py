@@ -1,0 +1,69 @@
+"""Arrays together with the grid they live on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Integer, Shaped
+
+from medseg.core.errors import GeometryError
+from medseg.core.geometry import Geometry
+from medseg.core.shapes import AFFINE, CIJK, IJK
+
+
+@dataclass(frozen=True, eq=False)
+class GridRecord:
+    """What a NIfTI header says of its grid beyond the affine, kept so that results can carry it unchanged.
+
+    Attributes:
+        qform, sform: The two affines as stored, RAS mm; None where the header holds none.
+        qform_code, sform_code: What each is relative to (NIfTI-1: 0 unknown, 1 scanner, 2 aligned, 3 Talairach, 4 MNI).
+        xyzt_units: Units of space and time as the header's byte has them.
+    """
+
+    qform: Float[np.ndarray, AFFINE] | None
+    qform_code: int
+    sform: Float[np.ndarray, AFFINE] | None
+    sform_code: int
+    xyzt_units: int
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An image of one or more channels on one grid.
+
+    Attributes:
+        array: ``CIJK``, channels first, then the array axes of the file; HU where the modality is CT.
+        geometry: The grid of the three spatial axes.
+        record: The header's own words on the grid, where the file has any.
+        num_replaced_voxels: NaN or infinite voxels that reading replaced by the smallest finite value.
+    """
+
+    array: Shaped[np.ndarray, CIJK]
+    geometry: Geometry
+    record: GridRecord | None = None
+    num_replaced_voxels: int = 0
+
+    def __post_init__(self) -> None:
+        if self.array.shape[1:] != self.geometry.shape_ijk:
+            raise GeometryError(f"an array of shape {self.array.shape} does not fit the grid {self.geometry.shape_ijk}")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """Integers on a grid: each voxel's value names a structure of a :class:`~medseg.core.labels.LabelSchema`.
+
+    Attributes:
+        array: ``IJK`` in the array axes of the file.
+        geometry: The grid.
+        record: The header's own words on the grid, where the file has any.
+    """
+
+    array: Integer[np.ndarray, IJK]
+    geometry: Geometry
+    record: GridRecord | None = None
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.geometry.shape_ijk:
+            raise GeometryError(f"an array of shape {self.array.shape} does not fit the grid {self.geometry.shape_ijk}")

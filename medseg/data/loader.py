@@ -1,0 +1,154 @@
+"""From prepared cases to batches: a MONAI ``Dataset`` of patch requests and a ``Compose`` that answers them.
+
+Our steps are dictionary transforms, so any MONAI transform fits before or after them (``extra``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from medseg.core.case import PreparedCase
+from medseg.core.geometry import Shape3
+from medseg.core.patch import cut_out
+from medseg.core.shapes import BCIJK, BIJK
+from medseg.data.augment import Augmentd
+from medseg.data.config import AugmentationConfig, LoaderConfig, SamplingConfig
+from medseg.data.sampling import ForegroundVoxels, PatchRequest, case_of, generator, patch_location
+
+Transform = Callable[[Mapping[Hashable, Any]], Mapping[Hashable, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class PatchBatch:
+    """The patches of one step.
+
+    Attributes:
+        image: Normalised intensities.
+        channels: Channel number of each voxel.
+        annotated: Which channels somebody looked for, in each patch's case.
+        case_ids: Where each patch comes from.
+    """
+
+    image: Float[Tensor, BCIJK]
+    channels: Integer[Tensor, BIJK]
+    annotated: Bool[Tensor, "batch classes"]
+    case_ids: tuple[str, ...]
+
+    def to(self, device: torch.device) -> PatchBatch:
+        """The same batch on a device."""
+        return PatchBatch(
+            self.image.to(device, non_blocking=True),
+            self.channels.to(device, non_blocking=True),
+            self.annotated.to(device, non_blocking=True),
+            self.case_ids,
+        )
+
+
+class SamplePatchd:
+    """Answer a patch request: choose its case and place, and cut it out.
+
+    Args:
+        cases: Prepared, with labels.
+        patch_ijk: Of the patch.
+        batch_size: Patches a step.
+        seed: Of the run.
+        config: How often a structure is centred on.
+    """
+
+    def __init__(
+        self, cases: Sequence[PreparedCase], patch_ijk: Shape3, batch_size: int, seed: int, config: SamplingConfig
+    ) -> None:
+        self.cases, self.patch_ijk, self.batch_size, self.seed, self.config = cases, patch_ijk, batch_size, seed, config
+        self.foreground = [ForegroundVoxels.of(case) for case in cases]
+
+    def __call__(self, item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The patch as a dictionary: image, channels, annotated, case_id, generator."""
+        request: PatchRequest = item["request"]
+        number = case_of(request, self.seed, self.batch_size, len(self.cases))
+        case, rng = self.cases[number], generator(self.seed, 2, request.step, request.index)
+        shape = case.geometry.shape_ijk
+        place = patch_location(rng, self.foreground[number], shape, self.patch_ijk, self.config.foreground_fraction)
+        assert case.channels is not None  # training cases are labelled; tasks see to it
+        return {
+            "image": torch.from_numpy(cut_out(case.image, place)),
+            "channels": torch.from_numpy(cut_out(case.channels[None], place)[0]),
+            "annotated": torch.from_numpy(case.annotated),
+            "case_id": case.id,
+            "generator": rng,
+        }
+
+
+def patch_batches(
+    sampler: SamplePatchd,
+    augmentation: AugmentationConfig,
+    mirrored_channels: Sequence[int],
+    loader: LoaderConfig,
+    start_step: int = 0,
+    extra: Sequence[Transform] = (),
+) -> Iterator[PatchBatch]:
+    """Batches without end, from a step on; the batch of a step is the same whenever the run was started.
+
+    Args:
+        sampler: Cuts the patches.
+        augmentation: What happens to them.
+        mirrored_channels: Channel order after mirroring left to right.
+        loader: Processes beside the network.
+        start_step: First step.
+        extra: MONAI dictionary transforms after ours.
+    """
+    from monai.data import Dataset  # seconds of import that prediction never pays
+    from monai.transforms import Compose
+
+    transforms = Compose([sampler, Augmentd(augmentation, mirrored_channels), *extra])
+    requests = _Requests(sampler.batch_size)
+    dataset = Dataset(requests, transforms)
+    return iter(
+        torch.utils.data.DataLoader(
+            dataset,
+            batch_sampler=_Steps(start_step, sampler.batch_size),
+            num_workers=loader.num_workers,
+            collate_fn=_collated,
+            persistent_workers=loader.num_workers > 0,
+        )
+    )
+
+
+class _Requests(Sequence[dict[Hashable, Any]]):
+    """The endless list of requests: number n is patch ``n % batch_size`` of step ``n // batch_size``."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, number: Any) -> Any:
+        return {"request": PatchRequest(number // self.batch_size, number % self.batch_size)}
+
+
+class _Steps:
+    """Batches of request numbers, step after step."""
+
+    def __init__(self, start_step: int, batch_size: int) -> None:
+        self.start_step, self.batch_size = start_step, batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.start_step
+        while True:
+            yield [step * self.batch_size + index for index in range(self.batch_size)]
+            step += 1
+
+
+def _collated(patches: Sequence[Mapping[Hashable, Any]]) -> PatchBatch:
+    return PatchBatch(
+        image=torch.stack([torch.as_tensor(patch["image"]) for patch in patches]),
+        channels=torch.stack([torch.as_tensor(patch["channels"]) for patch in patches]),
+        annotated=torch.stack([patch["annotated"] for patch in patches]),
+        case_ids=tuple(patch["case_id"] for patch in patches),
+    )

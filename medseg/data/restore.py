@@ -1,0 +1,36 @@
+"""The way back from the network's grid to the file's: the mapping only; :mod:`medseg.inference.resolve` decides on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Shaped
+
+from medseg.core.case import PreparedCase
+from medseg.core.geometry import Axes
+from medseg.core.shapes import ANY
+from medseg.data.resample import AxisWeights, grid_weights
+
+
+@dataclass(frozen=True, eq=False)
+class GridMapping:
+    """How each voxel of the file is made of voxels of the network's grid.
+
+    Attributes:
+        weights: One for each axis R, A, S: linear interpolation of the network's voxels at the file's voxel centres.
+        axes: The turn between R, A, S order and the file's own axes.
+    """
+
+    weights: tuple[AxisWeights, AxisWeights, AxisWeights]
+    axes: Axes
+
+    @classmethod
+    def of(cls, prepared: PreparedCase) -> GridMapping:
+        """The mapping that undoes a case's preparation."""
+        file_grid = prepared.file_geometry
+        return cls(grid_weights(prepared.geometry, file_grid.canonical, smooth=False), file_grid.axes)
+
+    def to_file_axes(self, array: Shaped[np.ndarray, ANY]) -> Shaped[np.ndarray, ANY]:
+        """An array of the file's grid in R, A, S order, turned to the file's own axes (contiguous)."""
+        return np.ascontiguousarray(self.axes.from_canonical(array))

@@ -1,0 +1,48 @@
+"""What a bundle of a segmentation network says of itself."""
+
+from __future__ import annotations
+
+from medseg.core.config import ConfigBase, validated
+from medseg.core.errors import CheckpointError, ConfigError
+from medseg.core.labels import LabelSchema
+from medseg.data.plan import Plan
+from medseg.inference.resolve import Activation
+from medseg.io.bundle import Bundle
+from medseg.models.config import NetworkConfig
+
+
+class ModelDescription(ConfigBase):
+    """All that prediction needs besides the weights."""
+
+    task: str
+    """Name of the task that made it."""
+    name: str
+    """For people."""
+    network: NetworkConfig
+    """Which network."""
+    modalities: tuple[str, ...]
+    """Of each image channel."""
+    labels: LabelSchema
+    """The structures, in channel order."""
+    activation: Activation
+    """How logits become a decision."""
+    plan: Plan
+    """Grid, window, normalisation."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Logits a voxel: sigmoid networks have none for background."""
+        return self.labels.num_channels - (self.activation == "sigmoid")
+
+
+def describe(bundle: Bundle) -> ModelDescription:
+    """The description in a bundle's manifest.
+
+    Raises:
+        CheckpointError: It lacks something or holds something impossible.
+    """
+    fields = {name: bundle.manifest[name] for name in ModelDescription.model_fields if name in bundle.manifest}
+    try:
+        return validated(ModelDescription, fields, "bundle.json")
+    except ConfigError as error:
+        raise CheckpointError(f"the bundle {bundle.folder.name} is unusable. {error.message}") from error

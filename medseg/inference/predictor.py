@@ -1,0 +1,122 @@
+"""From a bundle and a scan to a label map on the scan's own grid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer
+
+from medseg.core.case import Case
+from medseg.core.geometry import Geometry
+from medseg.core.labels import LabelSchema
+from medseg.core.progress import Listener, silent
+from medseg.core.shapes import IJK
+from medseg.core.volume import LabelMap, Volume
+from medseg.data.prepare import prepare
+from medseg.data.restore import GridMapping
+from medseg.inference.description import ModelDescription, describe
+from medseg.inference.resolve import resolve
+from medseg.inference.runtime import Runtime
+from medseg.inference.sliding import SlidingWindow, predict_logits
+from medseg.io.bundle import read_bundle
+from medseg.io.nifti import read_volume
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What predicting one case gave.
+
+    Attributes:
+        label_map: On the file's grid, with the dataset's values.
+        seconds: Wall clock of each stage [s].
+        volumes_ml: Of each structure.
+        truncated: Structures that touch an edge of the scan: the volume is that of the visible part.
+    """
+
+    label_map: LabelMap
+    seconds: Mapping[str, float]
+    volumes_ml: Mapping[str, float]
+    truncated: tuple[str, ...]
+
+
+class Predictor:
+    """A loaded bundle.
+
+    Args:
+        description: What the bundle says of itself.
+        runtime: Runs its network.
+        overlap: Smallest part of a window that its neighbour covers too.
+        tile_batch: Windows given to the network at once.
+    """
+
+    def __init__(
+        self, description: ModelDescription, runtime: Runtime, overlap: float = 0.5, tile_batch: int = 1
+    ) -> None:
+        self.description, self.runtime = description, runtime
+        self.sliding = SlidingWindow(description.plan.patch_ijk, overlap, tile_batch)
+
+    @classmethod
+    def load(cls, bundle: str | Path, device: str = "auto", overlap: float = 0.5, tile_batch: int = 1) -> Predictor:
+        """Load a bundle folder or a run folder.
+
+        Raises:
+            CheckpointError: The bundle is unusable.
+            ConfigError: The device does not exist.
+        """
+        from medseg.inference.runtimes.torch import choose_device, load_runtime
+
+        opened = read_bundle(Path(bundle))
+        description = describe(opened)
+        return cls(description, load_runtime(description, opened.weights, choose_device(device)), overlap, tile_batch)
+
+    def predict(self, image: str | Path | Volume) -> LabelMap:
+        """Label a scan.
+
+        Raises:
+            CaseError: It cannot be read or predicted.
+        """
+        volume = image if isinstance(image, Volume) else read_volume(Path(image))
+        case = Case("image", volume, None, self.description.labels.annotated_channels(None))
+        return self.predict_case(case).label_map
+
+    def predict_case(self, case: Case, listener: Listener = silent) -> Prediction:
+        """Label a case and measure what was found.
+
+        Raises:
+            CaseError: It cannot be predicted.
+        """
+        schema, plan = self.description.labels, self.description.plan
+        marks = [time.perf_counter()]
+        prepared = prepare(case, schema, plan.spacing_ijk_mm, plan.normalisation)
+        marks.append(time.perf_counter())
+        logits = predict_logits(prepared.image, self.runtime, self.sliding, listener)
+        marks.append(time.perf_counter())
+        mapping = GridMapping.of(prepared)
+        channels = resolve(self.runtime.to_numpy(logits), mapping, self.description.activation)
+        marks.append(time.perf_counter())
+        seconds = dict(zip(("prepare", "network", "resolve"), np.diff(marks).round(3).tolist(), strict=True))
+        geometry = case.image.geometry
+        label_map = LabelMap(schema.to_values(channels), geometry, case.image.record)
+        return Prediction(
+            label_map, seconds, volumes_ml(channels, geometry, schema), truncated(channels, schema)
+        )
+
+
+def volumes_ml(channels: Integer[np.ndarray, IJK], geometry: Geometry, schema: LabelSchema) -> dict[str, float]:
+    """Volume of each structure [ml], 0 where it was not found."""
+    counts = np.bincount(channels.ravel(), minlength=schema.num_channels)
+    return {
+        name: round(float(count) * geometry.voxel_volume_ml, 4)
+        for name, count in zip(schema.names, counts[1:], strict=True)
+    }
+
+
+def truncated(channels: Integer[np.ndarray, IJK], schema: LabelSchema) -> tuple[str, ...]:
+    """Structures with a voxel on the first or last plane of any axis."""
+    faces = [channels.take(plane, axis).ravel() for axis in range(3) for plane in (0, -1)]
+    touching = set(np.unique(np.concatenate(faces)).tolist())
+    return tuple(name for channel, name in enumerate(schema.names, start=1) if channel in touching)

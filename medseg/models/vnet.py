@@ -1,0 +1,126 @@
+"""V-Net: residual stages of 5³ convolutions.
+
+Legend: B batch · C channels · the rest are the spatial axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from medseg.core.shapes import BC_SPATIAL, BL_SPATIAL
+from medseg.models.layers import Layer, convolution, instance_norm, transposed_convolution
+
+
+class ResidualStage(nn.Module):
+    """Several convolutions whose result is added to the stage's input.
+
+    Args:
+        in_channels: Channels of the features that enter the convolutions.
+        out_channels: Channels of the stage.
+        num_convolutions: How many convolutions.
+        kernel_size: Edge of the cubic kernel, odd.
+        num_axes: 2 or 3.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_convolutions: int, kernel_size: int, num_axes: int
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for index in range(num_convolutions):
+            width = in_channels if index == 0 else out_channels
+            layers.append(convolution(num_axes)(width, out_channels, kernel_size, padding=kernel_size // 2, bias=False))
+            layers.append(instance_norm(num_axes)(out_channels, affine=True))
+            if index < num_convolutions - 1:
+                layers.append(nn.PReLU(out_channels))
+        self.convolutions = nn.Sequential(*layers)
+        self.activation = nn.PReLU(out_channels)
+
+    def forward(
+        self, features_BC: Float[Tensor, BC_SPATIAL], residual_BC: Tensor | None = None
+    ) -> Tensor:
+        """Features plus the residual (the input itself unless given; one channel is repeated to fit)."""
+        residual_BC = features_BC if residual_BC is None else residual_BC
+        return cast(Tensor, self.activation(self.convolutions(features_BC) + residual_BC))
+
+
+class VNet(nn.Module):
+    """The V-Net in two or three dimensions.
+
+    Args:
+        in_channels: Image channels.
+        out_channels: Logits a voxel.
+        width: Channels of the finest stage (16 in the paper), doubled at each stage.
+        num_convolutions: Convolutions of each stage, finest first (1, 2, 3, 3, 3 in the paper).
+        kernel_size: Edge of the kernels (5 in the paper).
+        stem_stride: Stride of the first convolution; above 1 the network works on a coarser grid and upsamples its
+            logits by a transposed convolution.
+        num_axes: 2 or 3.
+
+    Source:
+        Milletari et al. 2016, arXiv:1606.04797: 5³ convolutions, residual stages, PReLU, 2³ convolutions of stride 2 down
+        and transposed ones up. Deviations: instance normalisation (the paper has none and diverges without its dataset's
+        warm start at high learning rates); the first convolution is explicit, so that several image channels fit
+        where the paper repeats one; ``stem_stride`` and ``width`` for machines without a GPU.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int = 16,
+        num_convolutions: Sequence[int] = (1, 2, 3, 3, 3),
+        kernel_size: int = 5,
+        stem_stride: int = 1,
+        num_axes: int = 3,
+    ) -> None:
+        super().__init__()
+        features = [width * 2**stage for stage in range(len(num_convolutions))]
+        self.total_stride = (stem_stride * 2 ** (len(features) - 1),) * num_axes
+        self.stem = nn.Sequential(
+            convolution(num_axes)(in_channels, width, kernel_size, stem_stride, kernel_size // 2, bias=False),
+            instance_norm(num_axes)(width, affine=True),
+            nn.PReLU(width),
+        )
+        self.encoder = nn.ModuleList(
+            ResidualStage(channels, channels, count, kernel_size, num_axes)
+            for channels, count in zip(features, num_convolutions, strict=True)
+        )
+        self.downsampling, self.upsampling, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for fine, coarse in pairwise(features):
+            self.downsampling.append(_rescaling(convolution(num_axes), fine, coarse, num_axes))
+        for (fine, coarse), count in reversed(list(zip(pairwise(features), num_convolutions[:-1], strict=True))):
+            self.upsampling.append(_rescaling(transposed_convolution(num_axes), coarse, fine, num_axes))
+            self.decoder.append(ResidualStage(2 * fine, fine, count, kernel_size, num_axes))
+        if stem_stride > 1:
+            self.head: nn.Module = transposed_convolution(num_axes)(width, out_channels, stem_stride, stem_stride)
+        else:
+            self.head = convolution(num_axes)(width, out_channels, 1)
+
+    def forward(self, image_BC: Float[Tensor, BC_SPATIAL]) -> Float[Tensor, BL_SPATIAL]:
+        """Logits of the same spatial size; each axis must be a multiple of ``total_stride``."""
+        features_BC = self.stem(image_BC)
+        skips = []
+        for index, stage in enumerate(self.encoder):
+            features_BC = stage(features_BC)
+            skips.append(features_BC)
+            if index < len(self.downsampling):
+                features_BC = self.downsampling[index](features_BC)
+        for up, stage, skip_BC in zip(self.upsampling, self.decoder, reversed(skips[:-1]), strict=True):
+            raised_BC = up(features_BC)
+            features_BC = stage(torch.cat([raised_BC, skip_BC], dim=1), raised_BC)
+        return cast(Tensor, self.head(features_BC))
+
+
+def _rescaling(layer: Layer, in_channels: int, out_channels: int, num_axes: int) -> nn.Sequential:
+    return nn.Sequential(
+        layer(in_channels, out_channels, 2, 2, bias=False),
+        instance_norm(num_axes)(out_channels, affine=True),
+        nn.PReLU(out_channels),
+    )

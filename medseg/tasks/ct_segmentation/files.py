@@ -1,0 +1,115 @@
+"""The torch-free half of CT segmentation: datasets and the plan that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from medseg.core.case import Case, CaseRecord, Dataset
+from medseg.core.errors import CaseError, ConfigError, TrainingError
+from medseg.core.progress import Listener, Progress
+from medseg.data.fingerprint import fingerprint
+from medseg.data.plan import Plan, StageRule, make_plan
+from medseg.data.splits import divide
+from medseg.io.case import read_case
+from medseg.io.dataset import read_dataset
+from medseg.models.config import NetworkConfig, UNetConfig
+from medseg.tasks.ct_segmentation.config import CtSegmentationConfig
+
+
+class CtSegmentationFiles:
+    """Reads datasets and plans from them."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether this is a native, nnU-Net raw or Decathlon dataset."""
+        try:
+            read_dataset(path)
+        except ConfigError:
+            return False
+        return True
+
+    def read_dataset(self, path: Path) -> Dataset:
+        """A dataset's description; raises ConfigError."""
+        return read_dataset(path)
+
+    def make_plan(self, config: CtSegmentationConfig, dataset: Dataset, listener: Listener) -> Plan:
+        """Read the training cases once and decide what follows from them.
+
+        Cases that cannot be read are told and left out.
+
+        Raises:
+            TrainingError: None can be read, or there are none.
+        """
+        division = divide(dataset, config.trainer.seed)
+        read: list[str] = []
+
+        def remembered() -> Iterator[Case]:
+            for case in readable(division.training, dataset, "fingerprint", listener):
+                read.append(case.id)
+                yield case
+
+        measured = fingerprint(remembered(), dataset.labels)
+        plan = make_plan(
+            measured, dataset.channels, config.plan, stage_rule(config.network), config.trainer.batch_size
+        )
+        unseen = [name for name, count in measured.median_volume_ml.items() if count is None]
+        reasons = [division.reason, *plan.reasons, _annotation_reason(measured.num_annotated, len(read))]
+        if unseen:
+            reasons.append(f"never labelled in a training case, so not learnt: {', '.join(unseen)}")
+        return plan.model_copy(
+            update={
+                "training_cases": tuple(read),
+                "validation_cases": tuple(record.id for record in division.validation),
+                "reasons": tuple(reasons),
+            }
+        )
+
+
+files = CtSegmentationFiles()
+
+
+def readable(
+    records: Sequence[CaseRecord], dataset: Dataset, stage: str, listener: Listener, failed: dict[str, CaseError] | None = None
+) -> Iterator[Case]:
+    """Read cases; one that cannot be read is told, and the others go on.
+
+    Args:
+        records: What to read.
+        dataset: They belong to.
+        stage: For the progress bar.
+        listener: Hears of each case and each failure.
+        failed: Collects the errors by case.
+
+    Raises:
+        TrainingError: Not one could be read.
+    """
+    num_read = 0
+    listener(Progress(stage, 0, len(records)))
+    for done, record in enumerate(records, start=1):
+        message = ""
+        try:
+            case = read_case(record, dataset)
+        except CaseError as error:
+            message = f"{record.id} is left out: {error.message}"
+            if failed is not None:
+                failed[record.id] = error
+        else:
+            num_read += 1
+            yield case
+        listener(Progress(stage, done, len(records), message=message))
+    if records and not num_read:
+        raise TrainingError(f"none of the {len(records)} cases could be read", code="training.no_data")
+
+
+def stage_rule(network: NetworkConfig) -> StageRule:
+    """What a network asks of the plan's strides."""
+    if isinstance(network, UNetConfig):
+        return StageRule(len(network.features), network.stem_stride, uniform=False)
+    return StageRule(len(network.num_convolutions), network.stem_stride, uniform=True)
+
+
+def _annotation_reason(num_annotated: dict[str, int], num_cases: int) -> str:
+    partly = {name: count for name, count in num_annotated.items() if count < num_cases}
+    if not partly:
+        return f"all structures are annotated in all {num_cases} cases"
+    return "partly annotated: " + ", ".join(f"{name} in {count} of {num_cases}" for name, count in partly.items())

@@ -1,0 +1,1 @@
+"""What a person runs, top to bottom: one file a job."""

@@ -1,0 +1,293 @@
+"""The command line. Commands import what they need when they run, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medseg.core.version import VERSION
+from medseg.core.errors import MedsegError
+from pipelines.outcome import Outcome
+
+app = typer.Typer(
+    name="medseg",
+    help="Train 3D segmentation networks on CT scans, predict with them, and measure how good that is.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class SplitName(str, Enum):
+    """A split of a dataset."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90s``, ``20m``, ``2h``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise typer.BadParameter(f"expected a duration such as 90s, 20m or 2h, found '{text}'")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only messages and the result.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the whole traceback of an error.")]
+Budget = Annotated[
+    float | None, typer.Option(parser=parse_duration, metavar="DURATION", help="Time for all of it: 90s, 20m, 2h.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a config value; may be repeated.")]
+Split = Annotated[SplitName | None, typer.Option(help="Only the cases of this split of a dataset.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """Train 3D segmentation networks on CT scans, predict with them, and measure how good that is."""
+    if version:
+        typer.echo(f"medseg {VERSION}")
+        raise typer.Exit
+
+
+def answer(job: Callable[[], Outcome], *, as_json: bool, verbose: bool) -> None:
+    """Run a job, print its result, and end with its exit code."""
+    try:
+        outcome = job()
+    except MedsegError as error:
+        _complain(f"error: {error.message}", verbose)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        _complain("interrupted", verbose)
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(outcome.result, default=str))
+    elif outcome.text:
+        typer.echo(outcome.text)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _complain(sentence: str, verbose: bool) -> None:
+    if verbose:
+        traceback.print_exc()
+    typer.echo(sentence, err=True)
+
+
+def _display(quiet: bool) -> Any:
+    from pipelines.progress import ProgressDisplay
+
+    return ProgressDisplay(quiet)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the run, the predictions and the scores.")] = Path("demo"),
+    budget: Budget = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """The main job on the bundled real scans: train briefly, predict unseen scans, evaluate, report.
+
+    Example: medseg demo --out demo
+    """
+
+    def job() -> Outcome:
+        from pipelines import demo as pipeline
+
+        return pipeline.run(out, budget or pipeline.TRAINING_S, _display(quiet))
+
+    answer(job, as_json=json_, verbose=verbose)
+
+
+@app.command()
+def tasks(json_: Json = False, verbose: Verbose = False) -> None:
+    """List the installed tasks: name, package, version, and whether each is available.
+
+    Example: medseg tasks --json
+    """
+
+    def job() -> Outcome:
+        from medseg.core.plugins import installed_tasks
+
+        found = installed_tasks()
+        lines = [f"{task.name:<20}{task.package} {task.version:<10}{task.status:<12}{task.detail}" for task in found]
+        return Outcome(0, {"tasks": [vars(task) for task in found]}, "\n".join(lines) or "no task is installed")
+
+    answer(job, as_json=json_, verbose=verbose)
+
+
+@app.command()
+def init(
+    task: Annotated[str, typer.Argument(help="Name of a task; medseg tasks lists them.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; without it the config is printed.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write a complete, commented starter config for a task.
+
+    Example: medseg init ct_segmentation --out my_run.yaml
+    """
+
+    def job() -> Outcome:
+        from medseg.core.plugins import find_task, resolve_reference
+        from medseg.io.atomic import write_text_atomically
+        from medseg.io.starter import commented_yaml
+
+        text = commented_yaml(resolve_reference(find_task(task).config_type)())
+        if out is None:
+            return Outcome(0, {}, text.rstrip())
+        write_text_atomically(out, text, overwrite=False)
+        return Outcome(0, {}, f"wrote {out}; train with: medseg train {out} --data DATASET")
+
+    answer(job, as_json=False, verbose=verbose)
+
+
+@app.command()
+def plan(
+    dataset: Annotated[Path, typer.Argument(help="Folder of a dataset, or its dataset.json.")],
+    out: Annotated[Path | None, typer.Option(help="File for the plan; medseg train --plan reads it.")] = None,
+    device: Device = "auto",
+    budget: Budget = None,
+    set_: Set = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Fingerprint a dataset and plan for it: spacing, window, patch, strides, and why.
+
+    With --budget the machine is measured on --device and the number of steps is frozen too.
+
+    Example: medseg plan hn_oar --budget 20m --out plan.json
+    """
+
+    def job() -> Outcome:
+        from pipelines import plan as pipeline
+
+        options = pipeline.PlanOptions(out=out, device=device, budget_s=budget, overrides=set_ or ())
+        return pipeline.run(dataset, options, _display(quiet))
+
+    answer(job, as_json=json_, verbose=verbose)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML of one complete run; medseg init writes one.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of a dataset, or its dataset.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME-DATE.")] = None,
+    budget: Budget = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan written by medseg plan; default: plan now.")] = None,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Refuse arithmetic that does not repeat.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, exactly.")] = False,
+    set_: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check config and dataset, train nothing.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a network; the run folder holds the bundle, checkpoints, log and figures.
+
+    Ctrl-C and SIGTERM leave a checkpoint; --resume goes on from it.
+
+    Example: medseg train configs/ct_segmentation/head_neck_unet.yaml --data hn_oar --out run --budget 20m
+    """
+
+    def job() -> Outcome:
+        from pipelines import train as pipeline
+
+        options = pipeline.TrainOptions(
+            data=data, out=out, budget_s=budget, plan=plan, deterministic=deterministic, resume=resume,
+            overrides=set_ or (), dry_run=dry_run,
+        )  # fmt: skip
+        return pipeline.run(config, options, _display(quiet))
+
+    answer(job, as_json=json_, verbose=verbose)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, or run folder.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Volume files, folders of them, or a dataset.")],
+    out: Annotated[Path, typer.Option(help="Folder for the label maps.")],
+    split: Split = None,
+    device: Device = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one for each core.")] = None,
+    tile_batch: Annotated[int, typer.Option(min=1, help="Windows given to the network at once.")] = 1,
+    overlap: Annotated[float, typer.Option(min=0.0, max=0.95, help="Overlap of neighbouring windows.")] = 0.5,
+    preview: Annotated[bool, typer.Option("--preview", help="Also draw the contours on each scan.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Label scans: one label map each, on exactly the scan's grid.
+
+    A scan that fails is named in manifest.json, and the others go on. Run again, what is done is skipped.
+
+    Example: medseg predict run scans/ --out predictions
+    """
+
+    def job() -> Outcome:
+        from pipelines import predict as pipeline
+
+        options = pipeline.PredictOptions(
+            out=out, split=split.value if split else None, device=device, threads=threads, tile_batch=tile_batch,
+            overlap=overlap, preview=preview, overwrite=overwrite,
+        )  # fmt: skip
+        return pipeline.run(bundle, inputs, options, _display(quiet))
+
+    answer(job, as_json=json_, verbose=verbose)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of label maps, named by case.")],
+    references: Annotated[Path, typer.Argument(help="A dataset, or a folder of label maps of the same names.")],
+    split: Split = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json, metrics.csv and figures.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare predictions with references: Dice, surface Dice, HD95, volumes, with intervals and pictures.
+
+    Example: medseg evaluate predictions hn_oar --split validation --out evaluation
+    """
+
+    def job() -> Outcome:
+        from pipelines import evaluate as pipeline
+
+        options = pipeline.EvaluateOptions(split=split.value if split else None, out=out)
+        return pipeline.run(predictions, references, options, _display(quiet))
+
+    answer(job, as_json=json_, verbose=verbose)
+
+
+@app.command()
+def doctor(json_: Json = False, verbose: Verbose = False) -> None:
+    """Show what this machine can do: versions, processors, memory, disks, devices.
+
+    Example: medseg doctor --json
+    """
+
+    def job() -> Outcome:
+        from pipelines import doctor as pipeline
+
+        return pipeline.run()
+
+    answer(job, as_json=json_, verbose=verbose)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,40 @@
+"""The demo: train briefly on the bundled real scans, contour two unseen ones, and show how good that is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medseg.core.progress import Listener, Progress, silent
+from medseg.io.resources import configs_folder, sample_folder
+from pipelines import evaluate, predict, train
+from pipelines.outcome import Outcome
+
+TRAINING_S = 330.0
+"""Budget of the demo's training [s]: with reading, predicting and pictures it stays within a coffee break."""
+
+
+def run(out: Path, budget_s: float = TRAINING_S, listener: Listener = silent) -> Outcome:
+    """Train, predict, evaluate.
+
+    Args:
+        out: A folder for all of it; a finished training in it is used again.
+        budget_s: Wall clock of training [s].
+        listener: Hears of the progress.
+    """
+    sample = sample_folder()
+    listener(Progress("demo", 0, None, message=f"8 real head-and-neck CT scans of {sample}: 6 train, 2 are unseen"))
+    run_folder, predictions, results = out / "run", out / "predictions", out / "evaluation"
+    if not (run_folder / "bundle").exists():
+        options = train.TrainOptions(
+            data=sample, out=run_folder, budget_s=budget_s, resume=(run_folder / "config.yaml").exists()
+        )
+        train.run(configs_folder() / "ct_segmentation" / "head_neck_unet.yaml", options, listener)
+    predicted = predict.run(
+        run_folder, [sample], predict.PredictOptions(out=predictions, split="validation"), listener
+    )
+    evaluated = evaluate.run(
+        predictions, sample, evaluate.EvaluateOptions(split="validation", out=results), listener
+    )
+    text = f"{evaluated.text}\npictures in {results / 'figures'} and {run_folder / 'figures'}"
+    result = {"run": str(run_folder), "predictions": str(predictions), "evaluation": str(results)}
+    return Outcome(max(predicted.exit_code, evaluated.exit_code), {**result, "summary": evaluated.result["summary"]}, text)

@@ -1,0 +1,147 @@
+"""Training: from a config and a dataset to a bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medseg.core.version import VERSION
+from medseg.core.config import ConfigBase, validated
+from medseg.core.errors import ConfigError, Interrupted
+from medseg.core.plugins import find_task, resolve_reference
+from medseg.core.progress import Listener, Progress, silent
+from medseg.core.task import TaskSpec
+from medseg.io.atomic import write_json_atomically
+from medseg.io.config import apply_overrides, read_yaml, write_yaml
+from pipelines.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line adds to a config; fields are the command's options."""
+
+    data: Path | None = None
+    out: Path | None = None
+    budget_s: float | None = None
+    plan: Path | None = None
+    deterministic: bool = False
+    resume: bool = False
+    overrides: Sequence[str] = ()
+    dry_run: bool = False
+
+
+def run(config_file: Path, options: TrainOptions, listener: Listener = silent) -> Outcome:
+    """Train.
+
+    Args:
+        config_file: YAML of one complete run.
+        options: Of the command line.
+        listener: Hears of the progress.
+    """
+    started = time.monotonic()
+    spec, config = read_config(config_file, options)
+    files = resolve_reference(spec.files)
+    dataset = files.read_dataset(config.dataset)
+    if options.dry_run:
+        return Outcome(0, {"config": config.model_dump(mode="json")}, f"{config_file.name} is valid; nothing was trained")
+
+    from medseg.engine.tracking import RunFolder
+
+    run_folder = RunFolder(options.out or Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    open_run(run_folder, config, resume=options.resume)
+    listener(Progress("training", 0, None, message=f"run folder {run_folder.path}"))
+
+    plan = read_plan(options.plan or run_folder.plan) if options.plan or run_folder.plan.exists() else None
+    plan = plan or files.make_plan(config, dataset, listener)
+    task = resolve_reference(spec.create)(config, dataset, plan, listener)
+
+    from medseg.engine import throughput, trainer
+    from medseg.engine.seeding import use_deterministic_algorithms, use_threads
+    from medseg.inference.runtimes.torch import choose_device
+
+    use_threads(config.trainer.num_threads)
+    if options.deterministic:
+        use_deterministic_algorithms()
+    device = choose_device(config.trainer.device)
+    plan, length = throughput.frozen_length(task, plan, config.trainer, device, started)
+    write_json_atomically(run_folder.plan, plan.model_dump(mode="json"))
+    for reason in plan.reasons:
+        listener(Progress("training", 0, None, message=reason))
+
+    task.draw_first_batches(run_folder.figures / "first_batches.png")
+    resume = options.resume and run_folder.last.exists()
+    result = trainer.fit(task, config.trainer, length, run_folder, device, listener, resume=resume)
+    report = {
+        "task": spec.name,
+        "name": config.name,
+        "ending": result.ending,
+        "num_steps": result.num_steps_done,
+        "best_step": result.best_step,
+        "validation": dict(result.best_values),
+        "train_s": round(result.train_s, 1),
+        "total_s": round(time.monotonic() - started, 1),
+        "failed_cases": {case: error.message for case, error in task.failed.items()},
+        "medseg_version": VERSION,
+    }
+    if result.ending == "interrupted":
+        raise Interrupted(f"stopped at step {result.num_steps_done} with a checkpoint; --resume --out {run_folder.path} goes on")
+    finish(run_folder, task, report)
+    score = "" if result.best_score is None else f", validation {result.best_score:.3f} at step {result.best_step}"
+    text = f"{result.ending} after {result.num_steps_done} steps{score}\nbundle: {run_folder.bundle}"
+    return Outcome(1 if task.failed else 0, {"run": str(run_folder.path), **report}, text)
+
+
+def read_config(config_file: Path, options: TrainOptions) -> tuple[TaskSpec, Any]:
+    """The task and the validated config, with what the command line overrides."""
+    values = apply_overrides(read_yaml(config_file), options.overrides)
+    spec = find_task(str(values.get("task", "ct_segmentation")))
+    if options.data is not None:
+        values["dataset"] = str(options.data)
+    if options.budget_s is not None:
+        values.setdefault("trainer", {})["length"] = {"kind": "budget", "budget_s": options.budget_s}
+    config: Any = validated(resolve_reference(spec.config_type), values, config_file.name)
+    if config.dataset is None:
+        raise ConfigError("no dataset: give --data DATASET, or set dataset in the config")
+    return spec, config
+
+
+def open_run(run: Any, config: ConfigBase, *, resume: bool) -> None:
+    """Make the run folder, or make sure that an old one fits.
+
+    Raises:
+        ConfigError: The folder holds a run and ``resume`` is off, or the run's config is another.
+    """
+    values = config.model_dump(mode="json")
+    if run.config.exists():
+        if not resume:
+            raise ConfigError(f"{run.path} holds a run already: give --resume to go on, or another --out")
+        if read_yaml(run.config) != values:
+            raise ConfigError(f"{run.path} was started with another config: resume with {run.config}")
+        return
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_yaml(run.config, values)
+
+
+def read_plan(path: Path) -> Any:
+    """A plan that was written before."""
+    from medseg.data.plan import Plan
+
+    return validated(Plan, read_yaml(path), path.name)  # JSON is YAML
+
+
+def finish(run: Any, task: Any, report: dict[str, Any]) -> None:
+    """Bundle, figures and report of a run that ended."""
+    from medseg.engine.checkpoint import load_weights
+    from medseg.engine.tracking import read_log
+    from medseg.io.bundle import write_bundle
+    from medseg.report.curves import draw_curves
+
+    network = task.build_model()
+    network.load_state_dict(load_weights(run.best if run.best.exists() else run.last))
+    manifest, weights, probe = task.bundle(network)
+    write_bundle(run.bundle, {**manifest, "metrics": report["validation"]}, weights, probe)
+    draw_curves(run.figures / "curves.png", read_log(run.log))
+    write_json_atomically(run.report, report)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medseg.core.case import PreparedCase
+from medseg.core.geometry import Geometry
+from medseg.data.augment import Augmentd, add_noise, apply_gamma, augment, mirrored, scale_brightness, scale_contrast
+from medseg.data.config import AugmentationConfig, LoaderConfig, SamplingConfig
+from medseg.data.loader import SamplePatchd, patch_batches
+from medseg.data.sampling import ForegroundVoxels, PatchRequest, case_of, generator, patch_location
+
+
+def prepared(name: str, shape=(20, 18, 16), seed: int = 0) -> PreparedCase:
+    rng = np.random.default_rng(seed)
+    channels = np.zeros(shape, np.int16)
+    channels[2:5, 3:6, 4:7] = 1
+    channels[15:17, 3:6, 4:7] = 2
+    grid = Geometry.from_spacing(shape, (1.0, 1.0, 1.0))
+    image = rng.standard_normal((1, *shape)).astype(np.float32)
+    return PreparedCase(name, image, channels, np.array([True, True, True]), grid, grid, None)
+
+
+@given(st.integers(1, 7), st.integers(1, 5), st.integers(0, 5))
+def test_every_case_comes_once_before_any_comes_again(num_cases: int, batch_size: int, seed: int) -> None:
+    numbers = [case_of(PatchRequest(n // batch_size, n % batch_size), seed, batch_size, num_cases) for n in range(3 * num_cases)]
+    for turn in range(3):
+        assert sorted(numbers[turn * num_cases : (turn + 1) * num_cases]) == list(range(num_cases))
+
+
+def test_patches_lie_inside_and_centre_on_structures() -> None:
+    case = prepared("a")
+    foreground = ForegroundVoxels.of(case)
+    assert sorted(foreground.by_channel) == [1, 2]
+    hits = []
+    for number in range(400):
+        place = patch_location(generator(0, number), foreground, (20, 18, 16), (8, 8, 8), 1.0)
+        assert all(0 <= start <= size - 8 for start, size in zip(place.start_ijk, (20, 18, 16), strict=True))
+        found = case.channels[place.to_slices()]
+        hits.append([(found == channel).any() for channel in (1, 2)])
+    assert np.array(hits).any(axis=1).all(), "with foreground_fraction 1 each patch holds a structure"
+    assert 0.35 < np.array(hits)[:, 0].mean() < 0.65, "structures are drawn uniformly, whatever their size"
+
+
+def test_small_cases_are_centred_in_the_patch() -> None:
+    place = patch_location(generator(0), ForegroundVoxels({}), (4, 30, 4), (8, 8, 8), 0.5)
+    assert place.start_ijk[0] == -2
+    assert place.start_ijk[2] == -2
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_do_not_depend_on_where_the_run_started(num_workers: int) -> None:
+    def batches(start: int, workers: int):
+        sampler = SamplePatchd([prepared("a", seed=1), prepared("b", seed=2)], (8, 8, 8), 2, 7, SamplingConfig())
+        return patch_batches(sampler, AugmentationConfig(), (0, 2, 1), LoaderConfig(num_workers=workers), start)
+
+    whole, resumed = batches(0, 0), batches(3, num_workers)
+    for _ in range(3):
+        next(whole)
+    for _ in range(3):
+        expected, found = next(whole), next(resumed)
+        assert expected.case_ids == found.case_ids
+        torch.testing.assert_close(expected.image, found.image, rtol=0, atol=0)
+        torch.testing.assert_close(expected.channels, found.channels, rtol=0, atol=0)
+
+
+def test_mirroring_left_to_right_swaps_sides_and_is_its_own_inverse() -> None:
+    image = torch.arange(24.0).reshape(1, 1, 4, 3, 2)
+    channels = torch.tensor([0, 1, 2, 3]).reshape(1, 4, 1, 1).expand(1, 4, 3, 2)
+    turned, labels = mirrored(image, channels, [0], (0, 2, 1, 3))
+    torch.testing.assert_close(turned, image.flip(2))
+    assert labels[0, :, 0, 0].tolist() == [3, 1, 2, 0]
+    again, back = mirrored(turned, labels, [0], (0, 2, 1, 3))
+    torch.testing.assert_close(again, image)
+    torch.testing.assert_close(back, channels)
+    _, others = mirrored(image, channels, [1, 2], (0, 2, 1, 3))
+    assert others[0, :, 0, 0].tolist() == [0, 1, 2, 3], "only mirroring along R changes sides"
+
+
+def test_intensity_changes_do_what_they_say() -> None:
+    image = torch.randn(2, 1, 12, 12, 12, generator=torch.Generator().manual_seed(0))
+    one, factor = torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.5])
+    torch.testing.assert_close(scale_brightness(image, factor)[1], image[1] * 0.5)
+    contrast = scale_contrast(image, factor)
+    torch.testing.assert_close(contrast[0], image[0])
+    assert float(contrast[1].std()) == pytest.approx(float(0.5 * image[1].std()), rel=1e-3)
+    gamma = apply_gamma(image, torch.tensor([1.0, 1.5]))
+    torch.testing.assert_close(gamma[0], image[0])
+    assert float(gamma[1].mean()) == pytest.approx(float(image[1].mean()), abs=1e-5)
+    assert float(gamma[1].std()) == pytest.approx(float(image[1].std()), rel=1e-4)
+    torch.testing.assert_close(apply_gamma(image, one), image)
+    noisy = add_noise(image, torch.tensor([0.0, 0.3]), [1, 2])
+    torch.testing.assert_close(noisy[0], image[0])
+    assert float((noisy - image)[1].std()) == pytest.approx(0.3, rel=0.05)
+
+
+def test_a_batch_is_augmented_like_its_patches_one_by_one() -> None:
+    config = AugmentationConfig(
+        mirror="all_axes", noise_probability=0.5, brightness_probability=0.5, contrast_probability=0.5, gamma_probability=0.5
+    )
+    image, channels = torch.randn(4, 2, 6, 6, 6), torch.randint(0, 3, (4, 6, 6, 6))
+    together = augment(image, channels, [generator(0, b) for b in range(4)], config, (0, 2, 1))
+    for b in range(4):
+        alone = augment(image[b : b + 1], channels[b : b + 1], [generator(0, b)], config, (0, 2, 1))
+        torch.testing.assert_close(together[0][b], alone[0][0])
+        torch.testing.assert_close(together[1][b], alone[1][0])
+
+
+def test_augmentation_fits_into_a_monai_pipeline() -> None:
+    from monai.transforms import Compose, ScaleIntensityd
+
+    off = {f"{name}_probability": 0.0 for name in ("noise", "brightness", "contrast", "gamma")}
+    pipeline = Compose([Augmentd(AugmentationConfig(mirror="off", **off), (0, 1)), ScaleIntensityd("image")])
+    patch = {"image": torch.randn(1, 4, 4, 4), "channels": torch.zeros(4, 4, 4, dtype=torch.int16), "generator": generator(0)}
+    assert float(pipeline(patch)["image"].max()) == 1.0

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medseg.core.errors import ConfigError, InferenceError
+from medseg.core.patch import PatchLocation, cut_out
+from medseg.inference.sliding import SlidingWindow, predict_logits
+from medseg.inference.tiling import gaussian_weights, window_locations
+
+
+class PointwiseRuntime:
+    """A network without context: logits are functions of a voxel's own value, so stitching must change nothing."""
+
+    num_outputs = 2
+
+    def __call__(self, windows_BCIJK: np.ndarray) -> np.ndarray:
+        value = windows_BCIJK[:, :1]
+        return np.concatenate([value * 2, 1 - value], axis=1).astype(np.float32)
+
+    def from_numpy(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def to_numpy(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+
+sizes = st.tuples(*[st.integers(1, 19)] * 3)
+
+
+@given(sizes, st.tuples(*[st.integers(1, 9)] * 3), st.floats(0, 0.9))
+def test_windows_cover_every_voxel_and_overlap_enough(shape, window, overlap) -> None:
+    counts = np.zeros(shape, int)
+    places = window_locations(shape, window, overlap)
+    for place in places:
+        counts[place.inside(shape).to_slices()] += 1
+    assert counts.min() >= 1
+    for axis in range(3):
+        starts = sorted({place.start_ijk[axis] for place in places})
+        assert all(b - a <= max(1, int(window[axis] * (1 - overlap))) for a, b in zip(starts, starts[1:], strict=False))
+
+
+def test_overlap_out_of_range_is_refused() -> None:
+    with pytest.raises(ConfigError, match="overlap"):
+        window_locations((4, 4, 4), (2, 2, 2), 1.0)
+
+
+@given(sizes, st.tuples(*[st.integers(2, 9)] * 3), st.integers(1, 4))
+def test_stitching_a_pointwise_network_gives_its_values(shape, window, tile_batch) -> None:
+    image = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
+    runtime = PointwiseRuntime()
+    logits = predict_logits(image, runtime, SlidingWindow(window, 0.5, tile_batch))
+    np.testing.assert_allclose(logits, runtime(image[None])[0], atol=1e-5)
+
+
+def test_nonfinite_logits_are_an_error() -> None:
+    image = np.zeros((1, 4, 4, 4), np.float32)
+    image[0, 1, 1, 1] = np.inf
+    with pytest.raises(InferenceError) as raised:
+        predict_logits(image, PointwiseRuntime(), SlidingWindow((4, 4, 4)))
+    assert raised.value.code == "inference.nonfinite"
+
+
+def test_gaussian_agrees_with_monai() -> None:
+    from monai.data.utils import compute_importance_map
+
+    ours = gaussian_weights((8, 12, 16))
+    theirs = compute_importance_map((8, 12, 16), mode="gaussian", sigma_scale=0.125).numpy()
+    theirs = theirs / theirs.max()
+    counts = theirs > 2e-3  # below, each keeps its own smallest weight
+    np.testing.assert_allclose(ours[counts], theirs[counts], atol=1e-6)
+    assert ours.min() == pytest.approx(1e-3)
+
+
+@given(st.tuples(*[st.integers(-9, 9)] * 3), st.tuples(*[st.integers(1, 9)] * 3))
+def test_cut_out_is_a_window_into_the_padded_volume(start, shape) -> None:
+    array = np.random.default_rng(0).standard_normal((2, 5, 6, 7)).astype(np.float32)
+    padded = np.stack([np.pad(channel, 20, constant_values=channel.min()) for channel in array])
+    expected = padded[(slice(None), *(slice(s + 20, s + 20 + n) for s, n in zip(start, shape, strict=True)))]
+    np.testing.assert_array_equal(cut_out(array, PatchLocation(start, shape)), expected)
