@@ -7,14 +7,14 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from medseg.core.version import VERSION
 from medseg.core.errors import MedsegError
+from medseg.core.version import VERSION
 from pipelines.outcome import Outcome
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 
-class SplitName(str, Enum):
+class SplitName(StrEnum):
     """A split of a dataset."""
 
     train = "train"
@@ -49,7 +49,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the whole t
 Budget = Annotated[
     float | None, typer.Option(parser=parse_duration, metavar="DURATION", help="Time for all of it: 90s, 20m, 2h.")
 ]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a config value; may be repeated.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a config value; may be repeated.")
+]
 Split = Annotated[SplitName | None, typer.Option(help="Only the cases of this split of a dataset.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
@@ -188,7 +190,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME-DATE.")] = None,
     budget: Budget = None,
     plan: Annotated[Path | None, typer.Option(help="A plan written by medseg plan; default: plan now.")] = None,
-    deterministic: Annotated[bool, typer.Option("--deterministic", help="Refuse arithmetic that does not repeat.")] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Refuse arithmetic that does not repeat.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, exactly.")] = False,
     set_: Set = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check config and dataset, train nothing.")] = False,
@@ -218,7 +222,9 @@ def train(
 @app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder, or run folder.")],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Volume files, folders of them, or a dataset.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="Volume files, folders of them, or a dataset.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the label maps.")],
     split: Split = None,
     device: Device = "auto",

@@ -29,12 +29,10 @@ def run(out: Path, budget_s: float = TRAINING_S, listener: Listener = silent) ->
             data=sample, out=run_folder, budget_s=budget_s, resume=(run_folder / "config.yaml").exists()
         )
         train.run(configs_folder() / "ct_segmentation" / "head_neck_unet.yaml", options, listener)
-    predicted = predict.run(
-        run_folder, [sample], predict.PredictOptions(out=predictions, split="validation"), listener
-    )
-    evaluated = evaluate.run(
-        predictions, sample, evaluate.EvaluateOptions(split="validation", out=results), listener
-    )
+    predicted = predict.run(run_folder, [sample], predict.PredictOptions(out=predictions, split="validation"), listener)
+    evaluated = evaluate.run(predictions, sample, evaluate.EvaluateOptions(split="validation", out=results), listener)
     text = f"{evaluated.text}\npictures in {results / 'figures'} and {run_folder / 'figures'}"
     result = {"run": str(run_folder), "predictions": str(predictions), "evaluation": str(results)}
-    return Outcome(max(predicted.exit_code, evaluated.exit_code), {**result, "summary": evaluated.result["summary"]}, text)
+    return Outcome(
+        max(predicted.exit_code, evaluated.exit_code), {**result, "summary": evaluated.result["summary"]}, text
+    )

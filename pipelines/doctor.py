@@ -12,7 +12,18 @@ from typing import Any
 
 from pipelines.outcome import Outcome
 
-PACKAGES = ("medseg", "torch", "monai", "numpy", "scipy", "nibabel", "pydantic", "safetensors", "matplotlib", "tensorboard")
+PACKAGES = (
+    "medseg",
+    "torch",
+    "monai",
+    "numpy",
+    "scipy",
+    "nibabel",
+    "pydantic",
+    "safetensors",
+    "matplotlib",
+    "tensorboard",
+)
 
 
 def run() -> Outcome:
@@ -20,7 +31,10 @@ def run() -> Outcome:
     import torch
 
     devices = [
-        {"name": torch.cuda.get_device_name(index), "memory_bytes": torch.cuda.get_device_properties(index).total_memory}
+        {
+            "name": torch.cuda.get_device_name(index),
+            "memory_bytes": torch.cuda.get_device_properties(index).total_memory,
+        }
         for index in range(torch.cuda.device_count())
     ]
     capability = torch.backends.cpu.get_cpu_capability()
@@ -29,7 +43,11 @@ def run() -> Outcome:
         "platform": platform.platform(),
         "executable": sys.executable,
         "packages": {name: _version(name) for name in PACKAGES},
-        "cpu": {"cores": len(os.sched_getaffinity(0)), "capability": capability, "torch_threads": torch.get_num_threads()},
+        "cpu": {
+            "cores": len(os.sched_getaffinity(0)),
+            "capability": capability,
+            "torch_threads": torch.get_num_threads(),
+        },
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
         "cuda_devices": devices,

@@ -174,6 +174,10 @@ def table(summary: Mapping[str, Any]) -> str:
     for name, entry in summary.items():
         dice, nsd, hd95 = (entry.get(metric, {}).get("mean") for metric in ("dice", "nsd", "hd95_mm"))
         interval = f"{entry['dice']['low']:.3f} to {entry['dice']['high']:.3f}" if dice is not None else ""
-        shown = [f"{value:.{digits}f}" if value is not None else "-" for value, digits in ((dice, 3), (nsd, 3), (hd95, 1))]
-        lines.append(f"{name:<24}{shown[0]:>7}  {interval:<15}{shown[1]:>6}{shown[2]:>9}{entry['dice']['num_cases']:>7}")
+        shown = [
+            f"{value:.{digits}f}" if value is not None else "-" for value, digits in ((dice, 3), (nsd, 3), (hd95, 1))
+        ]
+        lines.append(
+            f"{name:<24}{shown[0]:>7}  {interval:<15}{shown[1]:>6}{shown[2]:>9}{entry['dice']['num_cases']:>7}"
+        )
     return "\n".join(lines)

@@ -91,7 +91,9 @@ def cases_of(inputs: Sequence[Path], split: Split | None, num_channels: int) -> 
     names = [record.id for record in records]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError(f"several inputs would be written to one name: {', '.join(twice)}; rename them or use two runs")
+        raise ConfigError(
+            f"several inputs would be written to one name: {', '.join(twice)}; rename them or use two runs"
+        )
     if not records:
         raise ConfigError("the inputs hold no case" + (f" of split {split}" if split else ""))
     return records
@@ -99,7 +101,12 @@ def cases_of(inputs: Sequence[Path], split: Split | None, num_channels: int) -> 
 
 def settings(options: PredictOptions) -> dict[str, Any]:
     """What decides the bytes of an output besides the input and the bundle."""
-    return {"overlap": options.overlap, "tile_batch": options.tile_batch, "threads": options.threads, "device": options.device}
+    return {
+        "overlap": options.overlap,
+        "tile_batch": options.tile_batch,
+        "threads": options.threads,
+        "device": options.device,
+    }
 
 
 def load(bundle: Path, options: PredictOptions) -> Predictor:
@@ -143,7 +150,9 @@ def write_result(output: Path, prediction: Prediction, options: PredictOptions) 
     if output.exists() and not options.overwrite:
         if np.array_equal(read_label_map(output).array, prediction.label_map.array):
             return
-        raise WriteError(f"{output.name} is there already and differs: give --overwrite, or another --out", code="write.exists")
+        raise WriteError(
+            f"{output.name} is there already and differs: give --overwrite, or another --out", code="write.exists"
+        )
     write_label_map(output, prediction.label_map, overwrite=options.overwrite)
 
 

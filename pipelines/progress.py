@@ -31,7 +31,7 @@ class ProgressDisplay:
     def __call__(self, event: Progress) -> None:
         """Show one event."""
         if event.message:
-            self.console.print(event.message, markup=False, highlight=False)
+            self.console.print(event.message, markup=False, highlight=False, soft_wrap=True)
         if self.quiet or event.total is None:
             return
         if event.stage != self._stage or event.done == 0:
@@ -68,7 +68,7 @@ class ProgressDisplay:
         self._told = now
         left_s = (now - self._began) / event.done * (event.total - event.done)
         text = f"{event.stage} {event.done}/{event.total} {_figures(event)} {left_s:.0f} s left"
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _figures(event: Progress) -> str:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medseg.core.version import VERSION
 from medseg.core.config import ConfigBase, validated
 from medseg.core.errors import ConfigError, Interrupted
 from medseg.core.plugins import find_task, resolve_reference
 from medseg.core.progress import Listener, Progress, silent
 from medseg.core.task import TaskSpec
+from medseg.core.version import VERSION
 from medseg.io.atomic import write_json_atomically
 from medseg.io.config import apply_overrides, read_yaml, write_yaml
 from pipelines.outcome import Outcome
@@ -46,7 +46,9 @@ def run(config_file: Path, options: TrainOptions, listener: Listener = silent) -
     files = resolve_reference(spec.files)
     dataset = files.read_dataset(config.dataset)
     if options.dry_run:
-        return Outcome(0, {"config": config.model_dump(mode="json")}, f"{config_file.name} is valid; nothing was trained")
+        return Outcome(
+            0, {"config": config.model_dump(mode="json")}, f"{config_file.name} is valid; nothing was trained"
+        )
 
     from medseg.engine.tracking import RunFolder
 
@@ -87,7 +89,9 @@ def run(config_file: Path, options: TrainOptions, listener: Listener = silent) -
         "medseg_version": VERSION,
     }
     if result.ending == "interrupted":
-        raise Interrupted(f"stopped at step {result.num_steps_done} with a checkpoint; --resume --out {run_folder.path} goes on")
+        raise Interrupted(
+            f"stopped at step {result.num_steps_done} with a checkpoint; --resume --out {run_folder.path} goes on"
+        )
     finish(run_folder, task, report)
     score = "" if result.best_score is None else f", validation {result.best_score:.3f} at step {result.best_step}"
     text = f"{result.ending} after {result.num_steps_done} steps{score}\nbundle: {run_folder.bundle}"

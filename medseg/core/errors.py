@@ -117,7 +117,7 @@ class WriteError(CaseError):
     default_code = "write"
 
 
-class Interrupted(MedsegError):
+class Interrupted(MedsegError):  # noqa: N818  # an answer to a wish, not an error
     """Somebody asked for a stop; what was done is kept."""
 
     exit_code = 130

@@ -14,9 +14,7 @@ def build_optimizer(config: Optimizer, network: nn.Module) -> torch.optim.Optimi
     """Build the optimiser over all parameters."""
     match config:
         case AdamWConfig():
-            return torch.optim.AdamW(
-                network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-            )
+            return torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         case SGDConfig():
             return torch.optim.SGD(
                 network.parameters(),

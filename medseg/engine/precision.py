@@ -42,7 +42,7 @@ class Precision:
             scale is halved.
         """
         optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(optimizer)
         limit = float("inf") if clip_norm is None else clip_norm
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), limit)

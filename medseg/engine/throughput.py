@@ -83,7 +83,7 @@ def frozen_length(
                 "reasons": (*plan.reasons, reason),
             }
         )
-    assert plan.num_steps is not None
-    validate_every = plan.validate_every or -(-plan.num_steps // validations)
+    num_steps = plan.num_steps or 1
+    validate_every = plan.validate_every or -(-num_steps // validations)
     plan = plan.model_copy(update={"validate_every": validate_every})
-    return plan, RunLength(plan.num_steps, validate_every, config.checkpoint_every)
+    return plan, RunLength(num_steps, validate_every, config.checkpoint_every)

@@ -105,4 +105,4 @@ class Tracker:
                 numbers = {name: value}
             for key, number in numbers.items():
                 if isinstance(number, int | float):
-                    self._board.add_scalar(f"{kind}/{key}", number, step)  # type: ignore[no-untyped-call]
+                    self._board.add_scalar(f"{kind}/{key}", number, step)

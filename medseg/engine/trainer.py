@@ -140,7 +140,11 @@ def train_step(
     seed_step(config.seed, state.step)
     state.network.train()
     rate = learning_rate(
-        state.step, length.num_steps, config.optimizer.learning_rate, config.schedule.warmup_steps, config.schedule.power
+        state.step,
+        length.num_steps,
+        config.optimizer.learning_rate,
+        config.schedule.warmup_steps,
+        config.schedule.power,
     )
     for group in state.optimizer.param_groups:
         group["lr"] = rate

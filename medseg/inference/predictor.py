@@ -101,9 +101,7 @@ class Predictor:
         seconds = dict(zip(("prepare", "network", "resolve"), np.diff(marks).round(3).tolist(), strict=True))
         geometry = case.image.geometry
         label_map = LabelMap(schema.to_values(channels), geometry, case.image.record)
-        return Prediction(
-            label_map, seconds, volumes_ml(channels, geometry, schema), truncated(channels, schema)
-        )
+        return Prediction(label_map, seconds, volumes_ml(channels, geometry, schema), truncated(channels, schema))
 
 
 def volumes_ml(channels: Integer[np.ndarray, IJK], geometry: Geometry, schema: LabelSchema) -> dict[str, float]:

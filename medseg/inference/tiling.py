@@ -47,8 +47,8 @@ def gaussian_weights(window_ijk: Shape3) -> Float[np.ndarray, IJK]:
         profiles.append(np.exp(-0.5 * (offsets / (size * SIGMA_PART)) ** 2))
     i, j, k = profiles
     weights: np.ndarray = i[:, None, None] * j[None, :, None] * k[None, None, :]
-    weights = np.maximum(weights / weights.max(), SMALLEST_WEIGHT).astype(np.float32)
-    return weights
+    floored: np.ndarray = np.maximum(weights / weights.max(), SMALLEST_WEIGHT)
+    return floored.astype(np.float32)
 
 
 def _starts(size: int, window: int, overlap: float) -> list[int]:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medseg.core.version import VERSION
 from medseg.core.case import CaseRecord
+from medseg.core.version import VERSION
 from medseg.io.atomic import write_json_atomically
 
 MANIFEST = "manifest.json"

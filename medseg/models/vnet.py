@@ -42,9 +42,7 @@ class ResidualStage(nn.Module):
         self.convolutions = nn.Sequential(*layers)
         self.activation = nn.PReLU(out_channels)
 
-    def forward(
-        self, features_BC: Float[Tensor, BC_SPATIAL], residual_BC: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, features_BC: Float[Tensor, BC_SPATIAL], residual_BC: Tensor | None = None) -> Tensor:
         """Features plus the residual (the input itself unless given; one channel is repeated to fit)."""
         residual_BC = features_BC if residual_BC is None else residual_BC
         return cast(Tensor, self.activation(self.convolutions(features_BC) + residual_BC))

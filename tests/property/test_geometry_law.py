@@ -22,9 +22,7 @@ from medseg.inference.resolve import resolve
 
 SCHEMA = LabelSchema((Structure("a", 3), Structure("b", 5)))
 TURNS = [
-    (order, flips)
-    for order in itertools.permutations(range(3))
-    for flips in itertools.product((1.0, -1.0), repeat=3)
+    (order, flips) for order in itertools.permutations(range(3)) for flips in itertools.product((1.0, -1.0), repeat=3)
 ]
 
 

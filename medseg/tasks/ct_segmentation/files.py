@@ -49,9 +49,7 @@ class CtSegmentationFiles:
                 yield case
 
         measured = fingerprint(remembered(), dataset.labels)
-        plan = make_plan(
-            measured, dataset.channels, config.plan, stage_rule(config.network), config.trainer.batch_size
-        )
+        plan = make_plan(measured, dataset.channels, config.plan, stage_rule(config.network), config.trainer.batch_size)
         unseen = [name for name, count in measured.median_volume_ml.items() if count is None]
         reasons = [division.reason, *plan.reasons, _annotation_reason(measured.num_annotated, len(read))]
         if unseen:
@@ -69,7 +67,11 @@ files = CtSegmentationFiles()
 
 
 def readable(
-    records: Sequence[CaseRecord], dataset: Dataset, stage: str, listener: Listener, failed: dict[str, CaseError] | None = None
+    records: Sequence[CaseRecord],
+    dataset: Dataset,
+    stage: str,
+    listener: Listener,
+    failed: dict[str, CaseError] | None = None,
 ) -> Iterator[Case]:
     """Read cases; one that cannot be read is told, and the others go on.
 

@@ -25,7 +25,7 @@ from medseg.inference.resolve import decide
 from medseg.inference.runtimes.torch import TorchRuntime
 from medseg.inference.sliding import SlidingWindow, predict_logits
 from medseg.losses.build import build_loss
-from medseg.metrics.overlap import channel_dice
+from medseg.metrics.channels import channel_dice
 from medseg.models.build import build_model
 from medseg.report.patches import draw_first_batches
 from medseg.tasks.ct_segmentation.config import CtSegmentationConfig
@@ -92,9 +92,7 @@ class CtSegmentationTask:
     def build_model(self) -> nn.Module:
         """The network, freshly initialised."""
         description = self.description
-        return build_model(
-            description.network, len(description.modalities), description.num_outputs, self.plan.strides
-        )
+        return build_model(description.network, len(description.modalities), description.num_outputs, self.plan.strides)
 
     def loss(self, model: nn.Module, batch: PatchBatch) -> StepLoss:
         """The loss of a batch; what nobody annotated in a case does not count there."""

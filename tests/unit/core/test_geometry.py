@@ -12,9 +12,7 @@ from medseg.core.errors import GeometryError
 from medseg.core.geometry import Geometry
 
 ORIENTATIONS = [
-    "".join(codes)
-    for order in itertools.permutations(("LR", "PA", "IS"))
-    for codes in itertools.product(*order)
+    "".join(codes) for order in itertools.permutations(("LR", "PA", "IS")) for codes in itertools.product(*order)
 ]
 
 

@@ -26,7 +26,10 @@ def prepared(name: str, shape=(20, 18, 16), seed: int = 0) -> PreparedCase:
 
 @given(st.integers(1, 7), st.integers(1, 5), st.integers(0, 5))
 def test_every_case_comes_once_before_any_comes_again(num_cases: int, batch_size: int, seed: int) -> None:
-    numbers = [case_of(PatchRequest(n // batch_size, n % batch_size), seed, batch_size, num_cases) for n in range(3 * num_cases)]
+    numbers = [
+        case_of(PatchRequest(n // batch_size, n % batch_size), seed, batch_size, num_cases)
+        for n in range(3 * num_cases)
+    ]
     for turn in range(3):
         assert sorted(numbers[turn * num_cases : (turn + 1) * num_cases]) == list(range(num_cases))
 
@@ -99,7 +102,11 @@ def test_intensity_changes_do_what_they_say() -> None:
 
 def test_a_batch_is_augmented_like_its_patches_one_by_one() -> None:
     config = AugmentationConfig(
-        mirror="all_axes", noise_probability=0.5, brightness_probability=0.5, contrast_probability=0.5, gamma_probability=0.5
+        mirror="all_axes",
+        noise_probability=0.5,
+        brightness_probability=0.5,
+        contrast_probability=0.5,
+        gamma_probability=0.5,
     )
     image, channels = torch.randn(4, 2, 6, 6, 6), torch.randint(0, 3, (4, 6, 6, 6))
     together = augment(image, channels, [generator(0, b) for b in range(4)], config, (0, 2, 1))
@@ -114,5 +121,9 @@ def test_augmentation_fits_into_a_monai_pipeline() -> None:
 
     off = {f"{name}_probability": 0.0 for name in ("noise", "brightness", "contrast", "gamma")}
     pipeline = Compose([Augmentd(AugmentationConfig(mirror="off", **off), (0, 1)), ScaleIntensityd("image")])
-    patch = {"image": torch.randn(1, 4, 4, 4), "channels": torch.zeros(4, 4, 4, dtype=torch.int16), "generator": generator(0)}
+    patch = {
+        "image": torch.randn(1, 4, 4, 4),
+        "channels": torch.zeros(4, 4, 4, dtype=torch.int16),
+        "generator": generator(0),
+    }
     assert float(pipeline(patch)["image"].max()) == 1.0

@@ -1,0 +1,87 @@
+"""YAML configs in and out, and the overrides of ``--set``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medseg.core.errors import ConfigError
+from medseg.io.atomic import write_text_atomically
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML in which a key that stands twice is a mistake."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    twice = {str(key) for key in keys if keys.count(key) > 1}
+    if twice:
+        raise yaml.MarkedYAMLError(
+            problem=f"the key {', '.join(sorted(twice))} stands twice", problem_mark=node.start_mark
+        )
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a mapping from a YAML (or JSON) file.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or is no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.load(text, _Loader)  # a SafeLoader
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}: check the name") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path.name}: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path.name} is not valid YAML{place}: {getattr(error, 'problem', error)}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"expected keys and values in {path.name}, found {type(values).__name__}")
+    return values
+
+
+def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values so that :func:`read_yaml` gives them back."""
+    write_text_atomically(path, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), overwrite=True)
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Values with ``a.b=c`` applied; the right side is YAML.
+
+    Raises:
+        ConfigError: An override has no ``=``, or leads through something that has no keys.
+    """
+    result: dict[str, Any] = _copied(values)
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not separator or not all(keys):
+            raise ConfigError(f"expected --set a.b=c, found '{override}'")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is not valid YAML ({error})") from error
+        place = result
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {override}: '{key}' has no keys below it")
+        place[keys[-1]] = value
+    return result
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return value

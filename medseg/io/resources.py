@@ -1,0 +1,20 @@
+"""Where the starter configs and the sample dataset are: inside the wheel, or in a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medseg import resources
+
+_FOLDER = Path(resources.__path__[0])
+
+
+def sample_folder() -> Path:
+    """The sample dataset: eight real head-and-neck CT scans."""
+    return _FOLDER / "sample"
+
+
+def configs_folder() -> Path:
+    """The starter configs: ``medseg/resources/configs`` in a wheel, ``configs`` at the top of a checkout."""
+    installed = _FOLDER / "configs"
+    return installed if installed.is_dir() else _FOLDER.parents[1] / "configs"

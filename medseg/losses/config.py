@@ -1,0 +1,120 @@
+"""What a config says of the loss. Torch-free; :mod:`medseg.losses.build` makes it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from medseg.core.config import ConfigBase
+
+Activation = Literal["softmax", "sigmoid"]
+Over = Literal["batch", "sample"]
+Smooth = Annotated[float, Field(ge=0, le=1)]
+Gamma = Annotated[float, Field(ge=1, le=5)]
+
+
+class DiceConfig(ConfigBase):
+    """Soft Dice alone."""
+
+    kind: Literal["dice"] = "dice"
+    activation: Activation = "softmax"
+    """softmax: one structure a voxel; sigmoid: each structure for itself."""
+    over: Over = "batch"
+    """Sum over the whole batch, or over each sample and then average."""
+    smooth: Smooth = 1e-5
+    """Added to both sides of the fraction."""
+
+
+class BinaryCrossEntropyConfig(ConfigBase):
+    """Binary cross-entropy of each structure."""
+
+    kind: Literal["bce"] = "bce"
+
+    @property
+    def activation(self) -> Activation:
+        """Each structure for itself."""
+        return "sigmoid"
+
+
+class CrossEntropyConfig(ConfigBase):
+    """Cross-entropy over all structures and background."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+
+    @property
+    def activation(self) -> Activation:
+        """One structure a voxel."""
+        return "softmax"
+
+
+class FocalConfig(ConfigBase):
+    """Cross-entropy in which easy voxels count less."""
+
+    kind: Literal["focal"] = "focal"
+    activation: Activation = "softmax"
+    """softmax: one structure a voxel; sigmoid: each structure for itself."""
+    gamma: Gamma = 2.0
+    """How much less: a voxel of probability p counts (1 - p) to this power."""
+
+
+class DiceBinaryCrossEntropyConfig(ConfigBase):
+    """The classical recipe: binary cross-entropy plus half of Dice on probabilities."""
+
+    kind: Literal["dice_bce"] = "dice_bce"
+    dice_weight: float = Field(0.5, gt=0)
+    """Of Dice; cross-entropy has 1."""
+    over: Over = "batch"
+    """Sum Dice over the whole batch, or over each sample and then average."""
+    smooth: Smooth = 1e-6
+    """Added to both sides of Dice's fraction."""
+
+    @property
+    def activation(self) -> Activation:
+        """Each structure for itself."""
+        return "sigmoid"
+
+
+class DiceCrossEntropyConfig(ConfigBase):
+    """Dice plus cross-entropy, nnU-Net's choice."""
+
+    kind: Literal["dice_ce"] = "dice_ce"
+    dice_weight: float = Field(1.0, gt=0)
+    """Of Dice; cross-entropy has 1."""
+    over: Over = "batch"
+    """Sum Dice over the whole batch, or over each sample and then average."""
+    smooth: Smooth = 1e-5
+    """Added to both sides of Dice's fraction."""
+
+    @property
+    def activation(self) -> Activation:
+        """One structure a voxel."""
+        return "softmax"
+
+
+class DiceFocalConfig(ConfigBase):
+    """Dice plus focal loss, both on the same activation."""
+
+    kind: Literal["dice_focal"] = "dice_focal"
+    activation: Activation = "softmax"
+    """softmax: one structure a voxel; sigmoid: each structure for itself."""
+    dice_weight: float = Field(1.0, gt=0)
+    """Of Dice; the focal loss has 1."""
+    over: Over = "batch"
+    """Sum Dice over the whole batch, or over each sample and then average."""
+    smooth: Smooth = 1e-5
+    """Added to both sides of Dice's fraction."""
+    gamma: Gamma = 2.0
+    """Of the focal loss."""
+
+
+LossConfig = Annotated[
+    DiceConfig
+    | BinaryCrossEntropyConfig
+    | CrossEntropyConfig
+    | FocalConfig
+    | DiceBinaryCrossEntropyConfig
+    | DiceCrossEntropyConfig
+    | DiceFocalConfig,
+    Field(discriminator="kind"),
+]
