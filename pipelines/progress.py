@@ -26,7 +26,7 @@ class ProgressDisplay:
         self.quiet = quiet
         self._bars: Bars | None = None
         self._stage, self._bar = "", TaskID(0)
-        self._began, self._told = 0.0, 0.0
+        self._began, self._told, self._first = 0.0, 0.0, 0
 
     def __call__(self, event: Progress) -> None:
         """Show one event."""
@@ -51,7 +51,8 @@ class ProgressDisplay:
 
     def _open(self, event: Progress) -> None:
         self.close()
-        self._stage, self._began, self._told = event.stage, time.monotonic(), time.monotonic()
+        self._stage, self._first = event.stage, event.done
+        self._began = self._told = time.monotonic()
         if self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
@@ -63,10 +64,10 @@ class ProgressDisplay:
 
     def _line(self, event: Progress) -> None:
         now = time.monotonic()
-        if now - self._told < SECONDS_BETWEEN_LINES or not event.done or event.total is None:
+        if now - self._told < SECONDS_BETWEEN_LINES or event.done == self._first or event.total is None:
             return
         self._told = now
-        left_s = (now - self._began) / event.done * (event.total - event.done)
+        left_s = (now - self._began) / (event.done - self._first) * (event.total - event.done)
         text = f"{event.stage} {event.done}/{event.total} {_figures(event)} {left_s:.0f} s left"
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 

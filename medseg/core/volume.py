@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer, Shaped
+from jaxtyping import Integer, Shaped
 
 from medseg.core.errors import GeometryError
 from medseg.core.geometry import Geometry
-from medseg.core.shapes import AFFINE, CIJK, IJK
+from medseg.core.shapes import CIJK, IJK
 
 
 @dataclass(frozen=True, eq=False)
 class GridRecord:
-    """What a NIfTI header says of its grid beyond the affine, kept so that results can carry it unchanged.
+    """What a NIfTI header says of its grid, kept as it stands so that results can carry it unchanged.
 
     Attributes:
-        qform, sform: The two affines as stored, RAS mm; None where the header holds none.
-        qform_code, sform_code: What each is relative to (NIfTI-1: 0 unknown, 1 scanner, 2 aligned, 3 Talairach, 4 MNI).
-        xyzt_units: Units of space and time as the header's byte has them.
+        fields: The header's fields of qform, sform, their codes, pixdim and units, by the names of nifti1.h.
     """
 
-    qform: Float[np.ndarray, AFFINE] | None
-    qform_code: int
-    sform: Float[np.ndarray, AFFINE] | None
-    sform_code: int
-    xyzt_units: int
+    fields: Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)

@@ -106,10 +106,11 @@ def fit(
             tracker.write("step", state.step, values)
             if length.validates_after(state.step):
                 validate(task, state, config, run, device, tracker, listener)
-            if length.saves_after(state.step) or stop.requested:
-                save_checkpoint(run.last, state.network, state.optimizer, state.precision, state.progress())
             _tell(state, length, listener)
-            if stop.requested:
+            stopping = stop.requested  # asked once: what comes after this line finds its checkpoint in the next round
+            if length.saves_after(state.step) or stopping:
+                save_checkpoint(run.last, state.network, state.optimizer, state.precision, state.progress())
+            if stopping:
                 ending = "interrupted"
                 break
             patience = config.validation.patience

@@ -32,6 +32,12 @@ MAX_VOXELS = 2**31
 MAX_RATIO = 1100
 """Deflate cannot pack tighter than about 1030 to 1; a file that unpacks further is no image."""
 
+GRID_FIELDS = (
+    "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "srow_x", "srow_y", "srow_z", "xyzt_units",
+)  # fmt: skip
+"""The header's fields that say where the grid lies. nifti1.h; NIfTI-2 has the same names."""
+
 REAL_KINDS = "iuf"
 """NumPy kinds of the voxel types that are read: integers and floats. Complex and RGB are no scans."""
 
@@ -105,9 +111,8 @@ def write_label_map(path: Path, label_map: LabelMap, *, overwrite: bool = False)
     image = nib.Nifti1Image(label_map.array, label_map.geometry.affine_ras, dtype=label_map.array.dtype)
     record = label_map.record
     if record is not None:
-        image.header["xyzt_units"] = record.xyzt_units
-        image.set_qform(record.qform, record.qform_code, strip_shears=True, update_affine=False)
-        image.set_sform(record.sform, record.sform_code, update_affine=False)
+        for field, value in record.fields.items():
+            image.header[field] = value
     else:
         image.header.set_xyzt_units("mm")
         image.set_sform(label_map.geometry.affine_ras, 1)
@@ -229,10 +234,7 @@ def _check_header(image: Any, num_bytes: int, path: Path) -> None:
 
 
 def _grid(image: Any, path: Path) -> tuple[Geometry, GridRecord]:
-    header = image.header
     try:
-        qform, qform_code = header.get_qform(coded=True)
-        sform, sform_code = header.get_sform(coded=True)
         affine = np.asarray(image.affine, dtype=np.float64)
         i, j, k = (int(size) for size in image.shape[:3])
         geometry = Geometry(affine, (i, j, k))
@@ -242,7 +244,7 @@ def _grid(image: Any, path: Path) -> tuple[Geometry, GridRecord]:
         raise GeometryError(
             f"{path.name} has a damaged orientation ({error}): copy it again", code="geometry.affine"
         ) from error
-    return geometry, GridRecord(qform, int(qform_code), sform, int(sform_code), int(header["xyzt_units"]))
+    return geometry, GridRecord({field: np.array(image.header[field]) for field in GRID_FIELDS})
 
 
 def _voxels(image: Any, path: Path) -> np.ndarray:

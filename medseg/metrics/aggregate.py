@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 
 from medseg.core.labels import LabelSchema
 from medseg.metrics.surface import StructureScore
@@ -16,6 +16,9 @@ METRICS = ("dice", "nsd", "hd95_mm", "volume_difference_ml")
 
 NUM_DRAWS = 1000
 """Bootstrap draws: the ends of a 95 % interval rest on 25 draws each."""
+
+INTERVAL_PERCENT = (2.5, 97.5)
+"""The ends of a 95 % percentile interval."""
 
 CaseScores = Mapping[str, Mapping[str, StructureScore]]
 
@@ -27,14 +30,19 @@ def summarise(cases: CaseScores, schema: LabelSchema, seed: int = 0) -> dict[str
         cases: Scores by case and structure; structures that nobody annotated in a case are left out there.
         schema: Gives the order.
         seed: Of the bootstrap.
+
+    Returns:
+        By structure, and ``mean`` of all: ``{"mean", "low", "high", "num_cases"}`` for each metric, null where nothing
+        was scored; structures also count ``num_missing`` and ``num_spurious``.
     """
-    draws = np.random.default_rng(seed).integers(0, max(1, len(cases)), (NUM_DRAWS, len(cases)))
+    draws = _drawn_counts(len(cases), seed)
     summary: dict[str, dict[str, Any]] = {name: {} for name in (*schema.names, "mean")}
     for metric in METRICS:
         table = _table(cases, schema, metric)
         for name, column in zip(schema.names, table.T, strict=True):
-            summary[name][metric] = _interval(column[:, None], draws)
-        summary["mean"][metric] = _interval(table, draws)
+            num_scored = int(np.count_nonzero(~np.isnan(column)))
+            summary[name][metric] = {**_interval(column[:, None], draws), "num_cases": num_scored}
+        summary["mean"][metric] = {**_interval(table, draws), "num_cases": len(cases)}
     for name in schema.names:
         statuses = [scores[name].status for scores in cases.values() if name in scores]
         summary[name]["num_missing"] = statuses.count("missing")
@@ -66,23 +74,35 @@ def _table(cases: CaseScores, schema: LabelSchema, metric: str) -> Float[np.ndar
     return np.array(rows, dtype=np.float64).reshape(len(cases), len(schema.names))
 
 
-def _interval(table: Float[np.ndarray, "cases structures"], draws: np.ndarray) -> dict[str, float | int | None]:
-    """The mean over structures of each one's mean over its scored cases, with its interval."""
-    num_cases = int((~np.isnan(table)).any(axis=1).sum()) if len(table) else 0
+def _drawn_counts(num_cases: int, seed: int) -> Integer[np.ndarray, "draws cases"]:
+    """How often each case is in each bootstrap draw; one draw serves all structures, so that cases stay whole."""
     if not num_cases:
-        return {"mean": None, "low": None, "high": None, "num_cases": 0}
-    drawn = table[draws]
-    means = _mean_of_means(drawn)
-    low, high = np.nanpercentile(means, [2.5, 97.5])
-    mean = float(_mean_of_means(table[None])[0])
-    return {"mean": mean, "low": float(low), "high": float(high), "num_cases": num_cases}
+        return np.zeros((NUM_DRAWS, 0), dtype=np.int64)
+    counts: np.ndarray = np.random.default_rng(seed).multinomial(
+        num_cases, np.full(num_cases, 1 / num_cases), NUM_DRAWS
+    )
+    return counts
 
 
-def _mean_of_means(drawn: Float[np.ndarray, "draws cases structures"]) -> Float[np.ndarray, " draws"]:
-    """Structures without a scored case in a draw are left out of it."""
-    known = ~np.isnan(drawn)
-    counts = known.sum(axis=1)
-    means = np.where(known, drawn, 0).sum(axis=1) / np.maximum(counts, 1)
-    structures = (counts > 0).sum(axis=1)
-    total = np.where(counts > 0, means, 0).sum(axis=1)
-    return np.where(structures > 0, total / np.maximum(structures, 1), np.nan)
+def _interval(
+    table: Float[np.ndarray, "cases structures"], draws: Integer[np.ndarray, "draws cases"]
+) -> dict[str, float | None]:
+    """The mean over structures of each one's mean over its scored cases, with its interval."""
+    if np.isnan(table).all():
+        return {"mean": None, "low": None, "high": None}
+    mean = _mean_of_means(table, np.ones((1, len(table)), dtype=np.int64))[0]
+    low, high = np.nanpercentile(_mean_of_means(table, draws), INTERVAL_PERCENT)
+    return {"mean": float(mean), "low": float(low), "high": float(high)}
+
+
+def _mean_of_means(
+    table: Float[np.ndarray, "cases structures"], draws: Integer[np.ndarray, "draws cases"]
+) -> Float[np.ndarray, " draws"]:
+    """One mean a draw; a structure without a scored case in a draw is left out of it, NaN where that is all of them."""
+    is_scored = ~np.isnan(table)
+    counts = draws @ is_scored.astype(np.float64)
+    sums = draws @ np.where(is_scored, table, 0.0)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, on purpose
+        structure_means = sums / counts
+        means: np.ndarray = np.nansum(structure_means, axis=1) / np.count_nonzero(counts, axis=1)
+    return means

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,7 +41,7 @@ def test_windows_cover_every_voxel_and_overlap_enough(shape, window, overlap) ->
     assert counts.min() >= 1
     for axis in range(3):
         starts = sorted({place.start_ijk[axis] for place in places})
-        assert all(b - a <= max(1, int(window[axis] * (1 - overlap))) for a, b in zip(starts, starts[1:], strict=False))
+        assert all(b - a <= max(1, int(window[axis] * (1 - overlap))) for a, b in itertools.pairwise(starts))
 
 
 def test_overlap_out_of_range_is_refused() -> None:

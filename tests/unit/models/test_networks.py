@@ -14,7 +14,7 @@ from medseg.models.vnet import VNet
 def test_unet_keeps_the_size_and_uses_every_parameter(num_axes: int, stem: int) -> None:
     strides = [[stem] * num_axes, [2] * num_axes, [1, *[2] * (num_axes - 1)]]
     network = UNet(2, 5, [4, 6, 8], strides)
-    assert network.total_stride == tuple([stem * 2, *[stem * 4] * (num_axes - 1)])
+    assert network.total_stride == (stem * 2, *[stem * 4] * (num_axes - 1))
     size = [2 * stride for stride in network.total_stride]
     logits = network(torch.randn(2, 2, *size))
     assert logits.shape == (2, 5, *size)

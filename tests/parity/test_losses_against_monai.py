@@ -1,0 +1,88 @@
+"""Our losses against MONAI's and torch's, where they mean the same: everything annotated."""
+
+from __future__ import annotations
+
+import monai.losses as theirs
+import pytest
+import torch
+from torch.nn import functional as F
+
+from medseg.losses.compound import WeightedSum
+from medseg.losses.cross_entropy import CrossEntropyLoss
+from medseg.losses.dice import DiceLoss
+
+
+@pytest.fixture(params=[(2, False), (3, False), (3, True)], ids=["2D", "3D", "3D with empty classes"])
+def batch(request):
+    num_axes, empty = request.param
+    torch.manual_seed(num_axes)
+    shape = (2, *[6, 5, 7][:num_axes])
+    channels = torch.randint(0, 2 if empty else 4, shape)
+    logits = torch.randn(2, 4, *shape[1:], dtype=torch.float64)
+    one_hot = F.one_hot(channels, 4).movedim(-1, 1).double()
+    return logits, channels, one_hot, torch.ones(2, 4, dtype=torch.bool)
+
+
+def close(ours: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(
+        ours, other, atol=1e-6, rtol=0, check_dtype=False
+    )  # MONAI's focal loss rounds to float32
+
+
+@pytest.mark.parametrize("over", ["batch", "sample"])
+def test_softmax_dice(batch, over) -> None:
+    logits, channels, one_hot, annotated = batch
+    other = theirs.DiceLoss(
+        include_background=False, softmax=True, smooth_nr=1e-5, smooth_dr=1e-5, batch=over == "batch"
+    )
+    close(DiceLoss("softmax", over)(logits, channels, annotated), other(logits, one_hot))
+
+
+@pytest.mark.parametrize("over", ["batch", "sample"])
+def test_sigmoid_dice(batch, over) -> None:
+    logits, channels, one_hot, annotated = batch
+    other = theirs.DiceLoss(sigmoid=True, smooth_nr=1e-6, smooth_dr=1e-6, batch=over == "batch")
+    close(DiceLoss("sigmoid", over, 1e-6)(logits[:, 1:], channels, annotated), other(logits[:, 1:], one_hot[:, 1:]))
+
+
+def test_cross_entropy(batch) -> None:
+    logits, channels, _, annotated = batch
+    close(CrossEntropyLoss("softmax")(logits, channels, annotated), F.cross_entropy(logits, channels))
+
+
+def test_binary_cross_entropy(batch) -> None:
+    logits, channels, one_hot, annotated = batch
+    other = F.binary_cross_entropy_with_logits(logits[:, 1:], one_hot[:, 1:])
+    close(CrossEntropyLoss("sigmoid")(logits[:, 1:], channels, annotated), other)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 2.0, 3.5])
+def test_focal(batch, gamma) -> None:
+    logits, channels, one_hot, annotated = batch
+    sigmoid = theirs.FocalLoss(gamma=gamma)(logits[:, 1:], one_hot[:, 1:])
+    close(CrossEntropyLoss("sigmoid", gamma)(logits[:, 1:], channels, annotated), sigmoid)
+    # MONAI also divides by the number of classes, although each voxel has one term.
+    softmax = theirs.FocalLoss(gamma=gamma, use_softmax=True)(logits, one_hot) * 4
+    close(CrossEntropyLoss("softmax", gamma)(logits, channels, annotated), softmax)
+
+
+def test_dice_and_cross_entropy(batch) -> None:
+    logits, channels, one_hot, annotated = batch
+    ours = WeightedSum(
+        {"ce": CrossEntropyLoss("softmax"), "dice": DiceLoss("softmax", "sample")}, {"ce": 1.0, "dice": 1.0}
+    )
+    other = theirs.DiceCELoss(include_background=False, softmax=True, smooth_nr=1e-5, smooth_dr=1e-5)
+    found = ours(logits, channels, annotated)
+    # With include_background=False MONAI takes background out of its cross-entropy too, so that term is torch's.
+    close(found.terms["dice"], other.dice(logits, one_hot))
+    close(found.total, other.dice(logits, one_hot) + F.cross_entropy(logits, channels))
+
+
+def test_dice_and_focal(batch) -> None:
+    """DiceFocalLoss(sigmoid=True); with softmax=True MONAI mixes a softmax Dice with a sigmoid focal loss."""
+    logits, channels, one_hot, annotated = batch
+    ours = WeightedSum(
+        {"focal": CrossEntropyLoss("sigmoid", 2.0), "dice": DiceLoss("sigmoid", "sample")}, {"focal": 1.0, "dice": 1.0}
+    )
+    other = theirs.DiceFocalLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)
+    close(ours(logits[:, 1:], channels, annotated).total, other(logits[:, 1:], one_hot[:, 1:]))
