@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medseg.core.config import validated
 from medseg.core.errors import PluginError
@@ -53,7 +54,7 @@ def run(dataset_path: Path, options: PlanOptions, listener: Listener = silent) -
     if options.out is not None:
         write_json_atomically(options.out, document)
     text = "\n".join(plan.reasons) + (f"\nplan: {options.out}" if options.out else "")
-    return Outcome(0, document, text)
+    return Outcome(1 if plan.left_out else 0, document, text)
 
 
 def task_of(dataset_path: Path) -> TaskSpec:
@@ -74,7 +75,8 @@ def task_of(dataset_path: Path) -> TaskSpec:
 
 def values_of(spec: TaskSpec, dataset_path: Path, options: PlanOptions) -> dict[str, object]:
     """Config values: the task's defaults, the command line on top."""
-    values: dict[str, object] = {"task": spec.name, "dataset": str(dataset_path)}
+    values: dict[str, Any] = resolve_reference(spec.config_type)().model_dump(mode="json")
+    values["dataset"] = str(dataset_path)
     if options.budget_s is not None:
-        values["trainer"] = {"length": {"kind": "budget", "budget_s": options.budget_s}}
+        values["trainer"]["length"] = {"kind": "budget", "budget_s": options.budget_s}
     return apply_overrides(values, options.overrides)

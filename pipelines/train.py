@@ -76,6 +76,7 @@ def run(config_file: Path, options: TrainOptions, listener: Listener = silent) -
     task.draw_first_batches(run_folder.figures / "first_batches.png")
     resume = options.resume and run_folder.last.exists()
     result = trainer.fit(task, config.trainer, length, run_folder, device, listener, resume=resume)
+    failed = {**plan.left_out, **{case: error.message for case, error in task.failed.items()}}
     report = {
         "task": spec.name,
         "name": config.name,
@@ -85,7 +86,7 @@ def run(config_file: Path, options: TrainOptions, listener: Listener = silent) -
         "validation": dict(result.best_values),
         "train_s": round(result.train_s, 1),
         "total_s": round(time.monotonic() - started, 1),
-        "failed_cases": {case: error.message for case, error in task.failed.items()},
+        "failed_cases": failed,
         "medseg_version": VERSION,
     }
     if result.ending == "interrupted":
@@ -95,7 +96,7 @@ def run(config_file: Path, options: TrainOptions, listener: Listener = silent) -
     finish(run_folder, task, report)
     score = "" if result.best_score is None else f", validation {result.best_score:.3f} at step {result.best_step}"
     text = f"{result.ending} after {result.num_steps_done} steps{score}\nbundle: {run_folder.bundle}"
-    return Outcome(1 if task.failed else 0, {"run": str(run_folder.path), **report}, text)
+    return Outcome(1 if failed else 0, {"run": str(run_folder.path), **report}, text)
 
 
 def read_config(config_file: Path, options: TrainOptions) -> tuple[TaskSpec, Any]:

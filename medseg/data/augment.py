@@ -156,7 +156,7 @@ class Augmentd:
 def _mirror_axes(rng: np.random.Generator, config: AugmentationConfig) -> list[int]:
     flips = rng.random(3) < 0.5
     match config.mirror:
-        case "off":
+        case "none":
             return []
         case "left_right":
             return [0] if flips[0] else []

@@ -73,7 +73,7 @@ class SamplingConfig(ConfigBase):
 class AugmentationConfig(ConfigBase):
     """Random changes of patches, each with its probability and range."""
 
-    mirror: Literal["off", "left_right", "all_axes"] = "left_right"
+    mirror: Literal["none", "left_right", "all_axes"] = "left_right"
     """left_right: mirror the patient and swap left and right structures; all_axes: also front-back and head-foot."""
     noise_probability: Probability = 0.1
     """Add Gaussian noise."""

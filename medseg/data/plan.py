@@ -52,6 +52,8 @@ class Plan(ConfigBase):
     """Ids, in order."""
     validation_cases: tuple[str, ...] = ()
     """Ids, in order."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Training cases that could not be read, with the reason."""
     reasons: tuple[str, ...] = ()
     """Why, for people."""
 
@@ -190,5 +192,5 @@ def _normalisation_reason(modality: str, how: Normalisation, choices: PlanChoice
     return f"{modality}: each image's own mean and standard deviation, because its units are relative"
 
 
-def _shown(values: Sequence[float] | np.ndarray) -> str:
+def _shown(values: Sequence[float | int] | np.ndarray) -> str:
     return " x ".join(f"{float(value):.4g}" for value in values)

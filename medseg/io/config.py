@@ -37,7 +37,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, _Loader)  # a SafeLoader
+        values = _Loader(text).get_single_data()
     except FileNotFoundError:
         raise ConfigError(f"there is no file {path}: check the name") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -73,7 +73,9 @@ class Manifest:
         try:
             old = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             if old["bundle_hash"] == bundle_hash and old["settings"] == dict(settings):
-                manifest.entries = {entry["id"]: Entry(**entry) for entry in old["cases"]}
+                manifest.entries = {
+                    entry["id"]: Entry(**{**entry, "input": tuple(entry["input"])}) for entry in old["cases"]
+                }
         except (OSError, ValueError, KeyError, TypeError):
             pass  # no manifest, or not one of ours: nothing is known to be done
         return manifest

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
-from medseg import resources
-
-_FOLDER = Path(resources.__path__[0])
+_FOLDER = Path(str(files("medseg.resources")))
 
 
 def sample_folder() -> Path:

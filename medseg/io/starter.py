@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
 INDENT = "  "
@@ -32,9 +33,9 @@ def _lines(config: BaseModel, indent: str) -> list[str]:
 
 
 def _scalar(value: Any) -> str:
-    """JSON is YAML; plain words go without quotes."""
+    """JSON is YAML; words go without quotes unless YAML would take them for something else, such as "off"."""
     if isinstance(value, Path):
         value = str(value)
-    if isinstance(value, str) and value.replace("_", "").replace("-", "").isalnum() and not value.isdigit():
+    if isinstance(value, str) and value.replace("_", "").isalnum() and yaml.safe_load(value) == value:
         return value
     return json.dumps(value, ensure_ascii=False)

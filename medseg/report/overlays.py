@@ -1,36 +1,90 @@
-"""Contours on the scan: for each structure three planes through it, with reference and prediction.
-
-Drawn as radiologists look: the patient's right is on the viewer's left, and the head is up.
-"""
+"""Contours on the scan: for each structure three planes through it, with reference and prediction."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from contourpy import LineType, contour_generator
 from jaxtyping import Integer, Shaped
 from matplotlib.axes import Axes as Panel
+from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Shape
+from matplotlib.patheffects import Normal, Stroke
+from scipy import ndimage
 
-from medseg.core.geometry import Geometry
+from medseg.core.geometry import Geometry, Shape3
 from medseg.core.labels import LabelSchema, Structure
 from medseg.core.shapes import IJK
+from medseg.metrics.overlap import dice
 from medseg.report.figures import new_figure, write_png
+from medseg.report.planes import CONVENTION, PLANES, Plane, write_letters
 
 MAX_ROWS = 12
-"""Structures drawn a case, the largest first; more would be too small to look at."""
+"""Structures that get a row of their own, the largest; more would be too small to look at."""
 
-PLANES = (
-    ("axial", 2, (0, 1), ("R", "L", "P", "A")),
-    ("coronal", 1, (0, 2), ("R", "L", "I", "S")),
-    ("sagittal", 0, (1, 2), ("A", "P", "I", "S")),
-)
-"""Name, the axis across the plane, the axes along its x and y, and letters at its left, right, bottom and top. Axes are
-R, A, S, each growing; x is turned so that the patient's right, or front, is on the left."""
+PANEL_INCHES = 2.9
+"""Side of one plane's square."""
 
-REFERENCE_STYLE: dict[str, Any] = {"linestyles": "solid"}
-PREDICTION_STYLE: dict[str, Any] = {"linestyles": "dashed"}
+SMALLEST_VIEW_MM = 150.0
+"""Edge of the square that a panel shows: a head with its neck; larger structures get as much as they need."""
+
+MARGIN_MM = 20.0
+"""Left around a structure that is larger than that."""
+
+SCALE_BAR_MM = 50.0
+
+LINE_WIDTH, THIN_LINE_WIDTH = 1.7, 0.8
+"""Of the row's structure, and of all others [points]."""
+
+FILL_OPACITY = 0.22
+"""Of the row's reference."""
+
+PREDICTION_DASHES = (0.0, (2.5, 1.5))
+"""Offset, and lengths of dash and gap [line widths]."""
+
+Box = tuple[slice, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Contours:
+    """A label map, with the box around each of its values."""
+
+    labels: np.ndarray
+    boxes: dict[int, Box]
+
+    @classmethod
+    def of(cls, labels: np.ndarray, schema: LabelSchema) -> _Contours:
+        found = ndimage.find_objects(labels, max_label=int(schema.values.max()))
+        return cls(labels, {value: box for value in schema.values.tolist() if value and (box := found[value - 1])})
+
+    def mask(self, value: int, box: Box) -> np.ndarray:
+        mask: np.ndarray = self.labels[box] == value
+        return mask
+
+    def size(self, value: int) -> int:
+        return int(np.count_nonzero(self.mask(value, self.boxes[value]))) if value in self.boxes else 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """All that one figure shows; ``reference`` and ``prediction`` hold contours on the image's grid."""
+
+    image: np.ndarray
+    geometry: Geometry
+    schema: LabelSchema
+    reference: _Contours | None
+    prediction: _Contours | None
+    window: tuple[float, float]
+
+    @property
+    def maps(self) -> list[_Contours]:
+        """What is contoured, the reference first."""
+        return [found for found in (self.reference, self.prediction) if found is not None]
 
 
 def draw_overlay(
@@ -43,7 +97,7 @@ def draw_overlay(
     title: str,
     window: tuple[float, float] | None,
 ) -> None:
-    """Draw a case.
+    """Draw a case: a row for each structure that either map holds, the largest ``MAX_ROWS`` of them.
 
     Args:
         path: PNG to write.
@@ -54,101 +108,154 @@ def draw_overlay(
         title: On top.
         window: Intensities shown black and white; None: the image's 1st and 99th percentile.
     """
-    maps = [
-        (labels, style)
-        for labels, style in ((reference, REFERENCE_STYLE), (prediction, PREDICTION_STYLE))
-        if labels is not None
-    ]
-    sizes = {s: max(int(np.count_nonzero(labels == s.value)) for labels, _ in maps) for s in schema.structures}
-    shown = sorted((s for s in schema.structures if sizes[s]), key=lambda s: -sizes[s])[:MAX_ROWS]
-    rows: list[Structure | None] = [s for s in schema.structures if s in shown] or [None]
-    low, high = window or tuple(float(value) for value in np.percentile(image, [1, 99]))
-    figure = new_figure(9.6, 0.8 + 3.0 * len(rows))
+    contoured, predicted = (
+        None if labels is None else _Contours.of(labels, schema) for labels in (reference, prediction)
+    )
+    low, high = window or np.percentile(image, [1, 99])
+    scene = _Scene(image, geometry, schema, contoured, predicted, (float(low), float(high)))
+    rows = _rows(scene)
+    figure = new_figure(3 * PANEL_INCHES + 0.6, 1.0 + PANEL_INCHES * len(rows))
     panels = figure.subplots(len(rows), 3, squeeze=False)
     for row, structure in zip(panels, rows, strict=True):
-        centre = _centre(structure, reference, prediction, geometry)
-        for panel, plane in zip(row, PLANES, strict=True):
-            _draw_plane(panel, image, geometry, plane, centre[plane[1]], (low, high))
-            for labels, style in maps:
-                _draw_contours(panel, labels, geometry, plane, centre[plane[1]], schema, structure, style)
-        if structure is not None:
-            row[0].set_ylabel(_caption(structure, prediction, reference), color="black", fontsize=10)
-    handles = [
-        Line2D([], [], color="0.3", ls="-", label="reference"),
-        Line2D([], [], color="0.3", ls="--", label="prediction"),
-    ]
-    kept = [handle for handle, labels in zip(handles, (reference, prediction), strict=True) if labels is not None]
-    figure.legend(handles=kept, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=12, x=0.02, ha="left")
+        _draw_row(row, scene, structure)
+    figure.legend(handles=_line_keys(scene), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    colors = [Line2D([], [], color=s.color, lw=2, label=s.name) for s in rows if s is not None]
+    if colors:
+        figure.legend(handles=colors, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    figure.suptitle(f"{title}  ·  {CONVENTION}", fontsize=10, x=0.02, ha="left")
     write_png(path, figure)
 
 
-def _centre(
-    structure: Structure | None, reference: np.ndarray | None, prediction: np.ndarray | None, geometry: Geometry
-) -> tuple[int, int, int]:
-    """A voxel of the structure in the middle of its largest slice along each axis."""
-    if structure is None:
-        i, j, k = (size // 2 for size in geometry.shape_ijk)
+def _rows(scene: _Scene) -> list[Structure | None]:
+    """The structures to show, in the schema's order; one row without a structure where there is none."""
+    sizes = {s: max((found.size(s.value) for found in scene.maps), default=0) for s in scene.schema.structures}
+    largest = sorted((s for s in sizes if sizes[s]), key=lambda s: -sizes[s])[:MAX_ROWS]
+    return [s for s in scene.schema.structures if s in largest] or [None]
+
+
+def _draw_row(row: Any, scene: _Scene, structure: Structure | None) -> None:
+    centre = _centre(scene, structure)
+    view = _view(scene.geometry, _box_around(scene, structure))
+    for panel, plane in zip(row, PLANES, strict=True):
+        _draw_plane(panel, scene, plane, centre[plane.across])
+        for contours in scene.maps:
+            _draw_contours(panel, scene, contours, plane, centre[plane.across], structure)
+        (left, right), (bottom, top) = (view[axis] for axis in plane.along)
+        panel.set(xlim=(right, left), ylim=(bottom, top))  # x is turned for the viewer who faces the patient
+        write_letters(panel, plane)
+    (_, right), (bottom, _) = (view[axis] for axis in PLANES[0].along)
+    _draw_scale_bar(row[0], right, bottom)
+    if structure is not None:
+        row[0].set_ylabel(_caption(scene, structure), fontsize=10)
+
+
+def _box_around(scene: _Scene, structure: Structure | None) -> Box:
+    """Around the structure in all maps, the volume where there is none."""
+    found = [contours.boxes.get(structure.value) for contours in scene.maps] if structure else []
+    boxes = [box for box in found if box is not None]
+    if not boxes:
+        return tuple(slice(0, size) for size in scene.geometry.shape_ijk)
+    return tuple(slice(min(box[a].start for box in boxes), max(box[a].stop for box in boxes)) for a in range(3))
+
+
+def _centre(scene: _Scene, structure: Structure | None) -> Shape3:
+    """The slice of each axis that holds most of the structure: as the reference has it, else as it was predicted."""
+    holders = [contours for contours in scene.maps if structure and structure.value in contours.boxes]
+    if structure is None or not holders:
+        i, j, k = (size // 2 for size in scene.geometry.shape_ijk)
         return i, j, k
-    masks = [labels == structure.value for labels in (reference, prediction) if labels is not None]
-    mask = next(mask for mask in masks if mask.any())
-    i, j, k = (int(mask.sum(axis=tuple(a for a in range(3) if a != axis)).argmax()) for axis in range(3))
+    box = holders[0].boxes[structure.value]
+    mask = holders[0].mask(structure.value, box)
+    i, j, k = (side.start + _largest_slice(mask, axis) for axis, side in enumerate(box))
     return i, j, k
 
 
-def _plane_of(array: np.ndarray, plane: tuple[Any, ...], index: int) -> np.ndarray:
-    """A slice with y down the rows and x along the columns."""
-    shown: np.ndarray = array.take(index, axis=plane[1]).T
-    return shown
+def _largest_slice(mask: np.ndarray, axis: int) -> int:
+    """The middle one of those that are equally large: the first would be at the edge of a tube or a box."""
+    sizes = mask.sum(axis=tuple(other for other in range(3) if other != axis))
+    largest = np.flatnonzero(sizes == sizes.max())
+    return int(largest[len(largest) // 2])
 
 
-def _extent(geometry: Geometry, plane: tuple[Any, ...]) -> tuple[float, float, float, float]:
-    x, y = (geometry.shape_ijk[axis] * geometry.spacing_ijk_mm[axis] for axis in plane[2])
-    return 0.0, x, 0.0, y
+def _view(geometry: Geometry, box: Box) -> list[tuple[float, float]]:
+    """First and last millimetre shown along each axis: a cube around a box, kept inside the volume where it fits."""
+    spacing = geometry.spacing_ijk_mm
+    sizes = [size * mm for size, mm in zip(geometry.shape_ijk, spacing, strict=True)]
+    extents = [(side.stop - side.start) * mm for side, mm in zip(box, spacing, strict=True)]
+    length = min(max(max(extents) + 2 * MARGIN_MM, SMALLEST_VIEW_MM), max(sizes))
+    view = []
+    for side, mm, size in zip(box, spacing, sizes, strict=True):
+        half = length / 2
+        middle = (side.start + side.stop) / 2 * mm
+        middle = size / 2 if size <= length else min(max(middle, half), size - half)
+        view.append((middle - half, middle + half))
+    return view
 
 
-def _draw_plane(
-    panel: Panel, image: np.ndarray, geometry: Geometry, plane: tuple[Any, ...], index: int, window: tuple[float, float]
-) -> None:
-    shown = _plane_of(image, plane, index)
+def _draw_plane(panel: Panel, scene: _Scene, plane: Plane, index: int) -> None:
+    x_mm, y_mm = (scene.geometry.shape_ijk[axis] * scene.geometry.spacing_ijk_mm[axis] for axis in plane.along)
+    low, high = scene.window
     panel.imshow(
-        shown, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", extent=_extent(geometry, plane),
-        interpolation="bilinear",
+        plane.slice_of(scene.image, index), cmap="gray", vmin=low, vmax=high, origin="lower",
+        extent=(0.0, x_mm, 0.0, y_mm), interpolation="bilinear",
     )  # fmt: skip
-    # R, A, S axes grow to the right, the front and the head: x is turned for the viewer who faces the patient.
-    panel.invert_xaxis()
-    panel.set_xticks([])
-    panel.set_yticks([])
-    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.02), (0.5, 0.98))
-    for letter, (x, y) in zip(plane[3], places, strict=True):
-        panel.text(x, y, letter, transform=panel.transAxes, color="gold", fontsize=8, ha="center", va="center")
+    panel.set(xticks=[], yticks=[], facecolor="black")
 
 
 def _draw_contours(
-    panel: Panel,
-    labels: np.ndarray,
-    geometry: Geometry,
-    plane: tuple[Any, ...],
-    index: int,
-    schema: LabelSchema,
-    chosen: Structure | None,
-    style: dict[str, Any],
+    panel: Panel, scene: _Scene, contours: _Contours, plane: Plane, index: int, chosen: Structure | None
 ) -> None:
-    shown = _plane_of(labels, plane, index)
-    spacing = [geometry.spacing_ijk_mm[axis] for axis in plane[2]]
-    x, y = ((np.arange(size) + 0.5) * mm for size, mm in zip(shown.shape[::-1], spacing, strict=True))
-    for structure in schema.structures:
-        mask = shown == structure.value
-        if mask.any() and min(mask.shape) > 1:
-            width = 1.8 if structure is chosen else 0.8
-            panel.contour(
-                x, y, mask.astype(np.uint8), levels=[0.5], colors=[structure.color], linewidths=width, **style
-            )
+    """All structures of one map in one plane: thin, and the chosen one thick."""
+    is_reference = contours is scene.reference
+    style = "solid" if is_reference else [PREDICTION_DASHES]
+    for structures, width in (
+        ([s for s in scene.schema.structures if s is not chosen], THIN_LINE_WIDTH),
+        ([chosen] if chosen else [], LINE_WIDTH),
+    ):
+        found = [(line, s.color) for s in structures for line in _outlines(scene.geometry, contours, plane, index, s)]
+        lines, colors = [line for line, _ in found], [color for _, color in found]
+        drawn = LineCollection(lines, colors=colors, linewidths=width, linestyles=style)
+        panel.add_collection(drawn, autolim=False)
+        if width == LINE_WIDTH and is_reference and lines:
+            inside = Shape.make_compound_path(*(Shape(line) for line in lines))
+            panel.add_patch(PathPatch(inside, facecolor=colors[0], alpha=FILL_OPACITY, lw=0))
+        elif width == LINE_WIDTH:  # told apart from the reference below it, which has the same colour
+            drawn.set_path_effects([Stroke(linewidth=width + 1.0, foreground="black"), Normal()])
 
 
-def _caption(structure: Structure, prediction: np.ndarray | None, reference: np.ndarray | None) -> str:
-    if prediction is None or reference is None:
+def _outlines(
+    geometry: Geometry, contours: _Contours, plane: Plane, index: int, structure: Structure
+) -> list[np.ndarray]:
+    """Closed lines around a structure in a plane, points (x, y) in mm."""
+    box = contours.boxes.get(structure.value)
+    if box is None or not box[plane.across].start <= index < box[plane.across].stop:
+        return []
+    inside = plane.slice_of(contours.mask(structure.value, box), index - box[plane.across].start)
+    mask = np.pad(inside, 1).astype(np.float64)  # closes the line at the edge of the box and of the volume
+    x, y = ((np.arange(box[a].start - 1, box[a].stop + 1) + 0.5) * geometry.spacing_ijk_mm[a] for a in plane.along)
+    # contourpy does the work in panel.contour() too, which takes 5 ms a call: seconds where there are many structures.
+    lines = contour_generator(x, y, mask, line_type=LineType.Separate).lines(0.5)
+    return cast(list[np.ndarray], lines)  # what LineType.Separate means
+
+
+def _draw_scale_bar(panel: Panel, right_mm: float, bottom_mm: float) -> None:
+    x, y = right_mm - 8, bottom_mm + 8
+    panel.plot([x, x - SCALE_BAR_MM], [y, y], color="white", lw=2)
+    panel.text(x - SCALE_BAR_MM / 2, y + 3, f"{SCALE_BAR_MM / 10:.0f} cm", color="white", fontsize=7, ha="center")
+
+
+def _caption(scene: _Scene, structure: Structure) -> str:
+    if scene.prediction is None or scene.reference is None:
         return structure.name
-    predicted, contoured = prediction == structure.value, reference == structure.value
-    dice = 2 * np.count_nonzero(predicted & contoured) / (np.count_nonzero(predicted) + np.count_nonzero(contoured))
-    return f"{structure.name}\nDice {dice:.2f}"
+    box = _box_around(scene, structure)
+    predicted, contoured = (found.mask(structure.value, box) for found in (scene.prediction, scene.reference))
+    if not contoured.any():
+        return f"{structure.name}\nno reference"
+    if not predicted.any():
+        return f"{structure.name}\nnot predicted"
+    return f"{structure.name}\nDice {dice(predicted, contoured):.2f}"
+
+
+def _line_keys(scene: _Scene) -> list[Line2D]:
+    styles = (("reference", scene.reference, "-"), ("prediction", scene.prediction, "--"))
+    return [Line2D([], [], color="0.3", ls=line, label=name) for name, found, line in styles if found is not None]

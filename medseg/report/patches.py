@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer
+from matplotlib.lines import Line2D
 
 from medseg.core.labels import LabelSchema
 from medseg.core.shapes import CIJK, IJK
 from medseg.report.figures import new_figure, write_png
-from medseg.report.overlays import PLANES
+from medseg.report.planes import CONVENTION, PLANES, write_letters
+
+MAX_PATCHES = 8
+"""Rows; more would be too small to look at."""
+
+PANEL_INCHES = 2.5
 
 
 def draw_first_batches(
@@ -20,29 +27,44 @@ def draw_first_batches(
     channels: Sequence[Integer[np.ndarray, IJK]],
     schema: LabelSchema,
 ) -> None:
-    """Three planes through each patch, with the contours of its labels.
+    """Three planes through the foreground of each patch, with the contours of its labels; voxels are drawn square.
 
     Args:
         path: PNG to write.
-        images: Augmented, normalised patches; the first channel is shown.
+        images: Augmented, normalised patches, axes in R, A, S order; the first channel is shown.
         channels: Channel numbers.
         schema: The structures.
     """
-    figure = new_figure(8.4, 0.5 + 2.8 * len(images))
-    panels = figure.subplots(len(images), 3, squeeze=False)
-    for row, image, labels in zip(panels, images, channels, strict=True):
-        inside = labels > 0
-        for panel, (name, across, _, _) in zip(row, PLANES, strict=True):
-            index = int(inside.sum(axis=tuple(axis for axis in range(3) if axis != across)).argmax())
-            panel.imshow(image[0].take(index, axis=across).T, cmap="gray", origin="lower")
-            shown = labels.take(index, axis=across).T
-            for channel, structure in enumerate(schema.structures, start=1):
-                if (shown == channel).any():
-                    panel.contour(shown == channel, levels=[0.5], colors=[structure.color], linewidths=1.2)
-            panel.invert_xaxis()
-            panel.set(xticks=[], yticks=[], title=name)
-            panel.title.set_fontsize(8)
-        row[0].set_ylabel(f"{image[0].min():.1f} to {image[0].max():.1f}, mean {image[0].mean():.1f}", fontsize=8)
-    handles = [panels[0][0].plot([], [], color=s.color, label=s.name)[0] for s in schema.structures]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    write_png(path, figure, dpi=80)
+    num_rows = min(len(images), MAX_PATCHES)
+    figure = new_figure(3 * PANEL_INCHES + 0.6, 0.9 + PANEL_INCHES * num_rows)
+    panels = figure.subplots(num_rows, 3, squeeze=False)
+    for row, image, labels in zip(panels, images[:num_rows], channels[:num_rows], strict=True):
+        _draw_patch(row, image[0], labels, schema)
+    for panel, plane in zip(panels[0], PLANES, strict=True):
+        panel.set_title(plane.name, fontsize=9)
+    keys = [Line2D([], [], color=s.color, lw=2, label=s.name) for s in schema.structures]
+    figure.legend(handles=keys, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.suptitle(f"patches as the network sees them  ·  {CONVENTION}", fontsize=10, x=0.02, ha="left")
+    write_png(path, figure, dpi=80.0)
+
+
+def _draw_patch(row: Any, image: np.ndarray, labels: np.ndarray, schema: LabelSchema) -> None:
+    inside = labels > 0
+    low, high = float(image.min()), float(image.max())
+    for panel, plane in zip(row, PLANES, strict=True):
+        sizes = inside.sum(axis=tuple(axis for axis in range(3) if axis != plane.across))
+        index = int(sizes.argmax()) if sizes.any() else len(sizes) // 2
+        panel.imshow(plane.slice_of(image, index), cmap="gray", vmin=low, vmax=high, origin="lower")
+        shown = np.pad(plane.slice_of(labels, index), 1)  # closes the lines at the edge of the patch
+        x, y = (np.arange(size) - 1.0 for size in shown.shape[::-1])
+        for channel, structure in enumerate(schema.structures, start=1):
+            if (shown == channel).any():
+                mask = (shown == channel).astype(np.float64)
+                panel.contour(x, y, mask, levels=[0.5], colors=[structure.color], linewidths=1.2)
+        rows, columns = plane.slice_of(labels, index).shape
+        panel.set(
+            xticks=[], yticks=[], xlim=(columns - 0.5, -0.5), ylim=(-0.5, rows - 0.5)
+        )  # x turned: R, A to the left
+        write_letters(panel, plane)
+    size = "×".join(str(length) for length in image.shape)
+    row[0].set_ylabel(f"{size} voxels\n{low:.1f} to {high:.1f}, mean {image.mean():.1f}", fontsize=8)

@@ -42,9 +42,10 @@ class CtSegmentationFiles:
         """
         division = divide(dataset, config.trainer.seed)
         read: list[str] = []
+        failed: dict[str, CaseError] = {}
 
         def remembered() -> Iterator[Case]:
-            for case in readable(division.training, dataset, "fingerprint", listener):
+            for case in readable(division.training, dataset, "fingerprint", listener, failed):
                 read.append(case.id)
                 yield case
 
@@ -58,6 +59,7 @@ class CtSegmentationFiles:
             update={
                 "training_cases": tuple(read),
                 "validation_cases": tuple(record.id for record in division.validation),
+                "left_out": {case: error.message for case, error in failed.items()},
                 "reasons": tuple(reasons),
             }
         )

@@ -120,7 +120,7 @@ def test_augmentation_fits_into_a_monai_pipeline() -> None:
     from monai.transforms import Compose, ScaleIntensityd
 
     off = {f"{name}_probability": 0.0 for name in ("noise", "brightness", "contrast", "gamma")}
-    pipeline = Compose([Augmentd(AugmentationConfig(mirror="off", **off), (0, 1)), ScaleIntensityd("image")])
+    pipeline = Compose([Augmentd(AugmentationConfig(mirror="none", **off), (0, 1)), ScaleIntensityd("image")])
     patch = {
         "image": torch.randn(1, 4, 4, 4),
         "channels": torch.zeros(4, 4, 4, dtype=torch.int16),

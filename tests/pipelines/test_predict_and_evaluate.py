@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+SCAN = "pt_222"
+ORIENTATIONS = ["RAS", "LPS", "LAS", "RPI", "SAR", "PIL", "ASL", "IPR"]
+
+
+def reoriented(image: nib.Nifti1Image, codes: str) -> nib.Nifti1Image:
+    start = nib.orientations.io_orientation(image.affine)
+    turn = nib.orientations.ornt_transform(start, nib.orientations.axcodes2ornt(tuple(codes)))
+    return image.as_reoriented(turn)
+
+
+@pytest.fixture
+def scans(tmp_path: Path, sample: Path) -> Path:
+    """Three good files and three bad ones."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in ("pt_4", "pt_31", "pt_222"):
+        shutil.copy(sample / "images" / f"{name}.nii.gz", folder)
+    content = (folder / "pt_4.nii.gz").read_bytes()
+    (folder / "truncated.nii.gz").write_bytes(content[: len(content) // 2])
+    (folder / "empty.nii.gz").write_bytes(b"")
+    (folder / "text.nii.gz").write_bytes(b"I am no scan")
+    return folder
+
+
+def test_three_good_and_three_bad_files(tmp_path: Path, scans: Path, run_folder: Path, medseg_process) -> None:
+    """And a fresh process gives the same bytes again."""
+    for out in ("first", "second"):
+        answer = medseg_process("predict", run_folder, scans, "--out", tmp_path / out, "--json", "--quiet")
+        assert answer.exit_code == 1
+        assert (answer.json["done"], answer.json["failed"]) == (3, 3)
+        codes = {case: error["code"] for case, error in answer.json["errors"].items()}
+        assert codes == {"truncated": "read.truncated", "empty": "read.empty", "text": "read.format"}
+        assert sorted(path.name for path in (tmp_path / out).glob("*.nii.gz")) == [
+            "pt_222.nii.gz",
+            "pt_31.nii.gz",
+            "pt_4.nii.gz",
+        ]
+        for case in codes:
+            assert f"{case} failed" in answer.stderr
+    for name in ("pt_4", "pt_31", "pt_222"):
+        first, second = (tmp_path / out / f"{name}.nii.gz" for out in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
+        before, after = nib.load(scans / first.name), nib.load(first)
+        np.testing.assert_array_equal(before.affine, after.affine)
+        assert before.shape == after.shape
+        for key in ("qform_code", "sform_code", "xyzt_units", "pixdim", "srow_x"):
+            np.testing.assert_array_equal(before.header[key], after.header[key])
+    manifest = json.loads((tmp_path / "first" / "manifest.json").read_text())
+    entry = next(entry for entry in manifest["cases"] if entry["id"] == "pt_4")
+    assert entry["status"] == "done"
+    assert set(entry["volume_ml"]) == set(entry["truncated"])
+    assert {"read", "prepare", "network", "resolve", "total"} <= set(entry["seconds"])
+    assert entry["peak_memory_bytes"] > 0
+    for table in ("labels.json", "labels.ctbl", "labels.txt"):
+        assert (tmp_path / "first" / table).exists()
+
+
+def test_every_case_failing_is_exit_6(tmp_path: Path, scans: Path, run_folder: Path, medseg) -> None:
+    answer = medseg(
+        "predict", run_folder, scans / "empty.nii.gz", scans / "none.nii.gz", "--out", tmp_path / "out", "--json"
+    )
+    assert answer.exit_code == 6
+    assert {error["code"] for error in answer.json["errors"].values()} == {"read.empty", "read.missing"}
+
+
+def test_orientation_in_practice(tmp_path: Path, sample: Path, run_folder: Path, medseg) -> None:
+    """One scan in eight orientations: the same grid back, and not one voxel different in space."""
+    image = nib.load(sample / "images" / f"{SCAN}.nii.gz")
+    (tmp_path / "in").mkdir()
+    for codes in ORIENTATIONS:
+        nib.save(reoriented(image, codes), tmp_path / "in" / f"{codes}.nii.gz")
+    assert medseg("predict", run_folder, tmp_path / "in", "--out", tmp_path / "out").exit_code == 0
+    canonical = {}
+    for codes in ORIENTATIONS:
+        before, after = nib.load(tmp_path / "in" / f"{codes}.nii.gz"), nib.load(tmp_path / "out" / f"{codes}.nii.gz")
+        assert before.shape == after.shape
+        np.testing.assert_array_equal(before.affine, after.affine)
+        canonical[codes] = np.asarray(reoriented(after, "RAS").dataobj)
+    assert canonical["RAS"].max() > 0, "an empty prediction would prove nothing"
+    for first, second in itertools.pairwise(ORIENTATIONS):
+        assert int((canonical[first] != canonical[second]).sum()) == 0
+
+
+def test_what_is_done_is_skipped_until_something_changes(tmp_path: Path, scans: Path, run_folder: Path, medseg) -> None:
+    scan, out = scans / "pt_4.nii.gz", tmp_path / "out"
+
+    def predict(*options: object):
+        return medseg("predict", run_folder, scan, "--out", out, "--json", *options)
+
+    assert predict().json["done"] == 1
+    first = (out / "pt_4.nii.gz").read_bytes()
+    assert predict().json["skipped"] == 1
+    assert json.loads((out / "manifest.json").read_text())["cases"][0]["status"] == "skipped"
+    assert predict("--overwrite").json["done"] == 1
+    (out / "manifest.json").unlink()
+    assert predict().json["done"] == 1, "what a killed run left is the same and accepted"
+    assert (out / "pt_4.nii.gz").read_bytes() == first
+    other = predict("--overlap", 0.0)
+    if other.exit_code == 6:  # other windows gave another label map, which is not overwritten unasked
+        assert other.json["errors"]["pt_4"]["code"] == "write.exists"
+    assert predict("--overlap", 0.0, "--overwrite").exit_code == 0
+    (out / "pt_4.nii.gz").write_bytes(b"altered by somebody")
+    assert predict("--overlap", 0.0).exit_code == 6, "somebody else's file is not overwritten"
+
+
+def test_each_option_of_predict_changes_something(
+    tmp_path: Path, scans: Path, sample: Path, run_folder: Path, medseg
+) -> None:
+    scan = scans / "pt_4.nii.gz"
+
+    def settings(name: str, *options: object) -> dict[str, object]:
+        assert medseg("predict", run_folder, scan, "--out", tmp_path / name, *options).exit_code == 0
+        return json.loads((tmp_path / name / "manifest.json").read_text())["settings"]
+
+    plain = settings("plain")
+    for name, value in (("overlap", 0.25), ("tile_batch", 3), ("threads", 1), ("device", "cpu")):
+        changed = settings(name, f"--{name.replace('_', '-')}", value)
+        assert changed == {**plain, name: value}
+    batched, single = (nib.load(tmp_path / name / "pt_4.nii.gz").get_fdata() for name in ("tile_batch", "plain"))
+    assert (batched != single).mean() < 1e-3
+    assert not (tmp_path / "plain" / "previews").exists()
+    settings("preview", "--preview")
+    assert (tmp_path / "preview" / "previews" / "pt_4.png").stat().st_size > 10_000
+    split = medseg("predict", run_folder, sample, "--split", "validation", "--out", tmp_path / "split", "--json")
+    assert split.json["done"] == 2
+    assert medseg("predict", run_folder, scan, "--split", "test", "--out", tmp_path / "x").exit_code == 2
+    assert medseg("predict", run_folder, scan, "--device", "cuda:7", "--out", tmp_path / "x").exit_code == 2
+
+
+def test_two_inputs_of_one_name_are_refused_before_work(
+    tmp_path: Path, scans: Path, sample: Path, run_folder: Path, medseg
+) -> None:
+    answer = medseg(
+        "predict", run_folder, scans / "pt_4.nii.gz", sample / "images" / "pt_4.nii.gz", "--out", tmp_path / "out"
+    )
+    assert answer.exit_code == 2
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+def test_an_output_folder_that_cannot_be_made_is_told(tmp_path: Path, scans: Path, run_folder: Path, medseg) -> None:
+    (tmp_path / "file").write_text("x")
+    answer = medseg("predict", run_folder, scans / "pt_4.nii.gz", "--out", tmp_path / "file" / "out")
+    assert answer.exit_code == 1
+    assert "cannot write" in answer.stderr
+
+
+def test_references_against_themselves_score_one(tmp_path: Path, sample: Path, medseg) -> None:
+    out = tmp_path / "evaluation"
+    answer = medseg("evaluate", sample / "labels", sample, "--split", "validation", "--out", out, "--json")
+    assert answer.exit_code == 0
+    assert answer.json["summary"]["mean"]["dice"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "num_cases": 2}
+    metrics = json.loads((out / "metrics.json").read_text())
+    score = metrics["cases"]["pt_201"]["larynx"]
+    assert score == {"dice": 1.0, "nsd": 1.0, "hd95_mm": 0.0, "volume_difference_ml": 0.0, "status": "scored"}
+    assert len((out / "metrics.csv").read_text().splitlines()) == 1 + 2 * 7
+    for name in ("pt_201", "pt_222", "scores"):
+        assert (out / "figures" / f"{name}.png").stat().st_size > 10_000
+
+
+def test_missing_and_foreign_predictions_count_as_empty(tmp_path: Path, sample: Path, medseg) -> None:
+    (tmp_path / "pred").mkdir()
+    image = nib.load(sample / "labels" / "pt_201.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[1:], image.affine), tmp_path / "pred" / "pt_201.nii.gz")
+    answer = medseg("evaluate", tmp_path / "pred", sample, "--split", "validation", "--json")
+    assert answer.exit_code == 6, "no case has a usable prediction"
+    assert answer.json["summary"]["mean"]["dice"]["mean"] == 0
+    assert answer.json["cases"]["pt_222"]["brainstem"]["status"] == "missing"
+    assert "not on the reference's grid" in answer.json["problems"]["pt_201"]
+    shutil.copy(sample / "labels" / "pt_222.nii.gz", tmp_path / "pred")
+    half = medseg("evaluate", tmp_path / "pred", sample, "--split", "validation", "--json")
+    assert half.exit_code == 1
+    assert half.json["summary"]["mean"]["dice"]["mean"] == pytest.approx(0.5)
+
+
+def test_a_folder_of_label_maps_is_a_reference_too(tmp_path: Path, sample: Path, run_folder: Path, medseg) -> None:
+    out = tmp_path / "pred"
+    assert medseg("predict", run_folder, sample, "--split", "validation", "--out", out).exit_code == 0
+    (tmp_path / "ref").mkdir()
+    for name in ("pt_201", "pt_222"):
+        shutil.copy(sample / "labels" / f"{name}.nii.gz", tmp_path / "ref")
+    by_folder = medseg("evaluate", out, tmp_path / "ref", "--json").json["summary"]
+    assert by_folder == medseg("evaluate", out, sample, "--split", "validation", "--json").json["summary"]
