@@ -46,57 +46,37 @@ def run(config_file: Path, options: TrainOptions, listener: Listener = silent) -
     files = resolve_reference(spec.files)
     dataset = files.read_dataset(config.dataset)
     if options.dry_run:
-        return Outcome(
-            0, {"config": config.model_dump(mode="json")}, f"{config_file.name} is valid; nothing was trained"
-        )
-
-    from medseg.engine.tracking import RunFolder
-
-    run_folder = RunFolder(options.out or Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    open_run(run_folder, config, resume=options.resume)
-    listener(Progress("training", 0, None, message=f"run folder {run_folder.path}"))
-
-    plan = read_plan(options.plan or run_folder.plan) if options.plan or run_folder.plan.exists() else None
-    plan = plan or files.make_plan(config, dataset, listener)
-    task = resolve_reference(spec.create)(config, dataset, plan, listener)
+        result = {"config": config.model_dump(mode="json")}
+        return Outcome(0, result, f"{config_file.name} is valid; nothing was trained")
 
     from medseg.engine import throughput, trainer
     from medseg.engine.seeding import use_deterministic_algorithms, use_threads
+    from medseg.engine.tracking import RunFolder
     from medseg.inference.runtimes.torch import choose_device
 
+    device = choose_device(config.trainer.device)
     use_threads(config.trainer.num_threads)
     if options.deterministic:
         use_deterministic_algorithms()
-    device = choose_device(config.trainer.device)
+    folder = RunFolder(options.out or Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    open_run(folder, config, resume=options.resume)
+    listener(Progress("training", 0, None, message=f"run folder {folder.path}"))
+
+    frozen = folder.plan if folder.plan.exists() else options.plan
+    plan = read_plan(frozen) if frozen else files.make_plan(config, dataset, listener)
+    task = resolve_reference(spec.create)(config, dataset, plan, listener)
     plan, length = throughput.frozen_length(task, plan, config.trainer, device, started)
-    write_json_atomically(run_folder.plan, plan.model_dump(mode="json"))
+    write_json_atomically(folder.plan, plan.model_dump(mode="json"))
     for reason in plan.reasons:
         listener(Progress("training", 0, None, message=reason))
+    task.draw_first_batches(folder.figures / "first_batches.png")
 
-    task.draw_first_batches(run_folder.figures / "first_batches.png")
-    resume = options.resume and run_folder.last.exists()
-    result = trainer.fit(task, config.trainer, length, run_folder, device, listener, resume=resume)
-    failed = {**plan.left_out, **{case: error.message for case, error in task.failed.items()}}
-    report = {
-        "task": spec.name,
-        "name": config.name,
-        "ending": result.ending,
-        "num_steps": result.num_steps_done,
-        "best_step": result.best_step,
-        "validation": dict(result.best_values),
-        "train_s": round(result.train_s, 1),
-        "total_s": round(time.monotonic() - started, 1),
-        "failed_cases": failed,
-        "medseg_version": VERSION,
-    }
-    if result.ending == "interrupted":
-        raise Interrupted(
-            f"stopped at step {result.num_steps_done} with a checkpoint; --resume --out {run_folder.path} goes on"
-        )
-    finish(run_folder, task, report)
-    score = "" if result.best_score is None else f", validation {result.best_score:.3f} at step {result.best_step}"
-    text = f"{result.ending} after {result.num_steps_done} steps{score}\nbundle: {run_folder.bundle}"
-    return Outcome(1 if failed else 0, {"run": str(run_folder.path), **report}, text)
+    resume = options.resume and folder.last.exists()
+    fitted = trainer.fit(task, config.trainer, length, folder, device, listener, resume=resume)
+    if fitted.ending == "interrupted":
+        done = f"stopped at step {fitted.num_steps_done} with a checkpoint"
+        raise Interrupted(f"{done}; the same command with --out {folder.path} --resume goes on")
+    return finish(folder, task, plan, fitted, time.monotonic() - started)
 
 
 def read_config(config_file: Path, options: TrainOptions) -> tuple[TaskSpec, Any]:
@@ -137,7 +117,7 @@ def read_plan(path: Path) -> Any:
     return validated(Plan, read_yaml(path), path.name)  # JSON is YAML
 
 
-def finish(run: Any, task: Any, report: dict[str, Any]) -> None:
+def finish(folder: Any, task: Any, plan: Any, fitted: Any, total_s: float) -> Outcome:
     """Bundle, figures and report of a run that ended."""
     from medseg.engine.checkpoint import load_weights
     from medseg.engine.tracking import read_log
@@ -145,8 +125,24 @@ def finish(run: Any, task: Any, report: dict[str, Any]) -> None:
     from medseg.report.curves import draw_curves
 
     network = task.build_model()
-    network.load_state_dict(load_weights(run.best if run.best.exists() else run.last))
+    network.load_state_dict(load_weights(folder.best if folder.best.exists() else folder.last))
     manifest, weights, probe = task.bundle(network)
-    write_bundle(run.bundle, {**manifest, "metrics": report["validation"]}, weights, probe)
-    draw_curves(run.figures / "curves.png", read_log(run.log))
-    write_json_atomically(run.report, report)
+    frozen = {"plan": plan.model_dump(mode="json"), "metrics": dict(fitted.best_values)}
+    write_bundle(folder.bundle, {**manifest, **frozen}, weights, probe)
+    draw_curves(folder.figures / "curves.png", read_log(folder.log))
+    failed = {**plan.left_out, **{case: error.message for case, error in task.failed.items()}}
+    report = {
+        "run": str(folder.path),
+        "ending": fitted.ending,
+        "num_steps": fitted.num_steps_done,
+        "best_step": fitted.best_step,
+        "validation": dict(fitted.best_values),
+        "train_s": round(fitted.train_s, 1),
+        "total_s": round(total_s, 1),
+        "failed_cases": failed,
+        "medseg_version": VERSION,
+    }
+    write_json_atomically(folder.report, report)
+    score = "" if fitted.best_score is None else f", validation {fitted.best_score:.3f} at step {fitted.best_step}"
+    text = f"{fitted.ending} after {fitted.num_steps_done} steps{score}\nbundle: {folder.bundle}"
+    return Outcome(1 if failed else 0, report, text)

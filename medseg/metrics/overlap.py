@@ -1,4 +1,4 @@
-"""Overlap of prediction and reference."""
+"""How much two masks have in common, and how much bigger one is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from medseg.core.shapes import IJK
 
 
 def dice(prediction: Bool[np.ndarray, IJK], reference: Bool[np.ndarray, IJK]) -> float:
-    """2·|A∩B| / (|A|+|B|) of two masks, of which one at least is not empty."""
-    common, total = np.count_nonzero(prediction & reference), np.count_nonzero(prediction) + np.count_nonzero(reference)
-    return float(2 * common / total)
+    """2·|A∩B| / (|A|+|B|), 0 to 1, of two masks of which one at least is not empty."""
+    common = np.count_nonzero(prediction & reference)
+    return float(2 * common / (np.count_nonzero(prediction) + np.count_nonzero(reference)))
+
+
+def volume_difference_ml(
+    prediction: Bool[np.ndarray, IJK], reference: Bool[np.ndarray, IJK], voxel_volume_ml: float
+) -> float:
+    """Prediction minus reference [ml]: positive where too much was found."""
+    return (int(np.count_nonzero(prediction)) - int(np.count_nonzero(reference))) * voxel_volume_ml
 
 
 def channel_dice(
@@ -26,7 +33,7 @@ def channel_dice(
     contoured = np.bincount(reference.ravel(), minlength=num_channels)
     common = np.bincount(reference[prediction == reference].ravel(), minlength=num_channels)
     total = (predicted + contoured).astype(np.float64)
-    dice = np.full(num_channels, np.nan)
+    scores = np.full(num_channels, np.nan)
     known = annotated & (total > 0)
-    dice[known] = 2 * common[known] / total[known]
-    return dice
+    scores[known] = 2 * common[known] / total[known]
+    return scores

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSchema, Structure
-from medseg.metrics.channels import channel_dice
+from medseg.metrics.overlap import channel_dice
 from medseg.metrics.surface import measure_structures
 
 SCHEMA = LabelSchema((Structure("a", 2, tolerance_mm=2.0), Structure("b", 7, tolerance_mm=3.0)))

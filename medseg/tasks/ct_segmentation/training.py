@@ -25,7 +25,7 @@ from medseg.inference.resolve import decide
 from medseg.inference.runtimes.torch import TorchRuntime
 from medseg.inference.sliding import SlidingWindow, predict_logits
 from medseg.losses.build import build_loss
-from medseg.metrics.channels import channel_dice
+from medseg.metrics.overlap import channel_dice
 from medseg.models.build import build_model
 from medseg.report.patches import draw_first_batches
 from medseg.tasks.ct_segmentation.config import CtSegmentationConfig
