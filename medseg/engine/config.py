@@ -32,7 +32,7 @@ class AdamWConfig(ConfigBase):
     """Adam with decoupled weight decay."""
 
     kind: Literal["adamw"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     """Highest learning rate, reached after the warm-up."""
     weight_decay: float = Field(1e-2, ge=0)
     """Decoupled weight decay."""

@@ -10,7 +10,8 @@ from medseg.core.config import ConfigBase
 
 Activation = Literal["softmax", "sigmoid"]
 Over = Literal["batch", "sample"]
-Smooth = Annotated[float, Field(ge=0, le=1)]
+Smooth = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Gamma = Annotated[float, Field(ge=1, le=5)]
 
 
@@ -59,10 +60,15 @@ class FocalConfig(ConfigBase):
 
 
 class DiceBinaryCrossEntropyConfig(ConfigBase):
-    """The classical recipe: binary cross-entropy plus half of Dice on probabilities."""
+    """The classical recipe: binary cross-entropy plus half of Dice on probabilities.
+
+    Cross-entropy takes logits, Dice takes their sigmoid. Recipes that hand the logits to Dice as well are wrong: sums of
+    logits may be zero or negative, so the fraction has no bound, and a right and sure answer can score worse than one
+    that hardly knows. docs/losses.md shows it in numbers.
+    """
 
     kind: Literal["dice_bce"] = "dice_bce"
-    dice_weight: float = Field(0.5, gt=0)
+    dice_weight: Weight = 0.5
     """Of Dice; cross-entropy has 1."""
     over: Over = "batch"
     """Sum Dice over the whole batch, or over each sample and then average."""
@@ -79,7 +85,7 @@ class DiceCrossEntropyConfig(ConfigBase):
     """Dice plus cross-entropy, nnU-Net's choice."""
 
     kind: Literal["dice_ce"] = "dice_ce"
-    dice_weight: float = Field(1.0, gt=0)
+    dice_weight: Weight = 1.0
     """Of Dice; cross-entropy has 1."""
     over: Over = "batch"
     """Sum Dice over the whole batch, or over each sample and then average."""
@@ -98,7 +104,7 @@ class DiceFocalConfig(ConfigBase):
     kind: Literal["dice_focal"] = "dice_focal"
     activation: Activation = "softmax"
     """softmax: one structure a voxel; sigmoid: each structure for itself."""
-    dice_weight: float = Field(1.0, gt=0)
+    dice_weight: Weight = 1.0
     """Of Dice; the focal loss has 1."""
     over: Over = "batch"
     """Sum Dice over the whole batch, or over each sample and then average."""

@@ -25,7 +25,7 @@ class DiceLoss(nn.Module):
         activation: Turns logits into the probabilities p. Dice of logits is no Dice: they are negative where the
             network is sure of background, the fraction has no bound, and its minimum is not at the reference.
         over: Sums run over the whole batch, or over each sample (and then the mean over samples is taken).
-        smooth: Added to both sides of the fraction; an absent structure that is not predicted costs nothing.
+        smooth: Added to both sides of the fraction, positive; an absent structure that is not predicted costs nothing.
 
     Source: Milletari et al. 2016 in the form without squares. MONAI's ``DiceLoss(include_background=False,
     softmax=True, to_onehot_y=True, smooth_nr=smooth, smooth_dr=smooth, batch=over == "batch")`` is the same
@@ -60,5 +60,4 @@ class DiceLoss(nn.Module):
             sums = (sums * annotated_BS).sum(dim=1)
             annotated_BS = annotated_BS.any(dim=0)
         common, total = sums
-        dice = (2 * common + self.smooth) / (total + self.smooth).clamp_min(torch.finfo(total.dtype).tiny)
-        return weighted_mean(1 - dice, annotated_BS)
+        return weighted_mean(1 - (2 * common + self.smooth) / (total + self.smooth), annotated_BS)

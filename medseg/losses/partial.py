@@ -47,11 +47,17 @@ def log_probability_of_target(
     if not bool(annotated_BC.all()):
         group_BC = ~annotated_BC
         group_BC[:, 0] = True
-        spread = (*group_BC.shape, *(1,) * (logits_BC.ndim - 2))
-        log_group_B1 = logits_BC.masked_fill(~group_BC.view(spread), -torch.inf).logsumexp(dim=1, keepdim=True)
+        log_group_B1 = _log_sum_of_group(logits_BC, group_BC)
         in_group_B1 = group_BC.gather(1, target_B1.flatten(1)).view_as(target_B1)
         log_target_B1 = torch.where(in_group_B1, log_group_B1, log_target_B1)
     return (log_target_B1 - log_total_B1).squeeze(1)
+
+
+def _log_sum_of_group(logits_BC: Tensor, group_BC: Tensor) -> Tensor:
+    """Log-sum-exp of the group's logits. Case by case: the group is a few channels, masking would copy all of them."""
+    cases = zip(logits_BC.unbind(), group_BC, strict=True)
+    members = [logits_C.index_select(0, group_C.nonzero().squeeze(1)) for logits_C, group_C in cases]
+    return torch.stack([logits_C.logsumexp(dim=0, keepdim=True) for logits_C in members])
 
 
 def supervised_cases(annotated_BC: Bool[Tensor, BC]) -> Bool[Tensor, " batch"]:

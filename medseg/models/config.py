@@ -15,7 +15,7 @@ class UNetConfig(ConfigBase):
     """nnU-Net style: plain convolutions, instance norm, LeakyReLU."""
 
     kind: Literal["unet"] = "unet"
-    features: tuple[int, ...] = Field((32, 64, 128, 256), min_length=2, max_length=8)
+    features: tuple[int, ...] = Field((16, 32, 64, 128), min_length=2, max_length=8)
     """Channels of each stage, finest first."""
     stem_stride: Literal[1, 2] = 2
     """2: work on half the resolution and upsample the logits, about five times the patches a second; 1: full resolution."""

@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medseg.losses.compound import WeightedSum
+from medseg.losses.build import build_loss
+from medseg.losses.config import DiceBinaryCrossEntropyConfig, DiceCrossEntropyConfig, DiceFocalConfig
 from medseg.losses.cross_entropy import CrossEntropyLoss
 from medseg.losses.dice import DiceLoss
 
 
-@pytest.fixture(params=[(2, False), (3, False), (3, True)], ids=["2D", "3D", "3D with empty classes"])
+@pytest.fixture(
+    params=[(2, False), (2, True), (3, False), (3, True)],
+    ids=["2D", "2D with empty classes", "3D", "3D with empty classes"],
+)
 def batch(request):
     num_axes, empty = request.param
     torch.manual_seed(num_axes)
@@ -66,23 +70,52 @@ def test_focal(batch, gamma) -> None:
     close(CrossEntropyLoss("softmax", gamma)(logits, channels, annotated), softmax)
 
 
-def test_dice_and_cross_entropy(batch) -> None:
+@pytest.mark.parametrize("over", ["batch", "sample"])
+def test_dice_and_cross_entropy(batch, over) -> None:
+    """MONAI's include_background=False speaks of its Dice alone: cross-entropy keeps all classes, as ours does."""
     logits, channels, one_hot, annotated = batch
-    ours = WeightedSum(
-        {"ce": CrossEntropyLoss("softmax"), "dice": DiceLoss("softmax", "sample")}, {"ce": 1.0, "dice": 1.0}
+    other = theirs.DiceCELoss(
+        include_background=False, softmax=True, smooth_nr=1e-5, smooth_dr=1e-5, batch=over == "batch"
     )
-    other = theirs.DiceCELoss(include_background=False, softmax=True, smooth_nr=1e-5, smooth_dr=1e-5)
-    found = ours(logits, channels, annotated)
-    # With include_background=False MONAI takes background out of its cross-entropy too, so that term is torch's.
-    close(found.terms["dice"], other.dice(logits, one_hot))
-    close(found.total, other.dice(logits, one_hot) + F.cross_entropy(logits, channels))
+    found = build_loss(DiceCrossEntropyConfig(over=over))(logits, channels, annotated)
+    close(found.total, other(logits, one_hot))
+    close(found.terms["ce"], F.cross_entropy(logits, channels))
 
 
-def test_dice_and_focal(batch) -> None:
-    """DiceFocalLoss(sigmoid=True); with softmax=True MONAI mixes a softmax Dice with a sigmoid focal loss."""
+@pytest.mark.parametrize("over", ["batch", "sample"])
+def test_dice_and_binary_cross_entropy(batch, over) -> None:
+    """MONAI takes binary cross-entropy only where there is one channel, so it is asked for one structure at a time."""
     logits, channels, one_hot, annotated = batch
-    ours = WeightedSum(
-        {"focal": CrossEntropyLoss("sigmoid", 2.0), "dice": DiceLoss("sigmoid", "sample")}, {"focal": 1.0, "dice": 1.0}
-    )
-    other = theirs.DiceFocalLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)
-    close(ours(logits[:, 1:], channels, annotated).total, other(logits[:, 1:], one_hot[:, 1:]))
+    other = theirs.DiceCELoss(sigmoid=True, lambda_dice=0.5, smooth_nr=1e-6, smooth_dr=1e-6, batch=over == "batch")
+    for structure in (1, 2, 3):
+        part = slice(structure, structure + 1)
+        ours = build_loss(DiceBinaryCrossEntropyConfig(over=over))(
+            logits[:, part], (channels == structure).long(), annotated[:, :2]
+        )
+        close(ours.total, other(logits[:, part], one_hot[:, part]))
+
+
+@pytest.mark.parametrize("over", ["batch", "sample"])
+def test_dice_and_focal_with_sigmoid(batch, over) -> None:
+    logits, channels, one_hot, annotated = batch
+    other = theirs.DiceFocalLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5, batch=over == "batch")
+    found = build_loss(DiceFocalConfig(activation="sigmoid", over=over))(logits[:, 1:], channels, annotated)
+    close(found.total, other(logits[:, 1:], one_hot[:, 1:]))
+
+
+def test_dice_and_focal_with_softmax(batch) -> None:
+    """DiceFocalLoss(softmax=True) mixes a softmax Dice with a sigmoid focal loss, so its parts are put together here."""
+    logits, channels, one_hot, annotated = batch
+    dice = theirs.DiceLoss(include_background=False, softmax=True, smooth_nr=1e-5, smooth_dr=1e-5, batch=True)
+    focal = theirs.FocalLoss(gamma=2.0, use_softmax=True)
+    found = build_loss(DiceFocalConfig())(logits, channels, annotated)
+    close(found.total, dice(logits, one_hot) + 4 * focal(logits, one_hot))
+
+
+def test_gradient_of_dice_and_cross_entropy(batch) -> None:
+    logits, channels, one_hot, annotated = batch
+    other = theirs.DiceCELoss(include_background=False, softmax=True, smooth_nr=1e-5, smooth_dr=1e-5, batch=True)
+    ours, theirs_logits = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    build_loss(DiceCrossEntropyConfig())(ours, channels, annotated).total.backward()
+    other(theirs_logits, one_hot).backward()
+    torch.testing.assert_close(ours.grad, theirs_logits.grad, atol=1e-9, rtol=1e-6)

@@ -6,6 +6,8 @@ from typing import get_args
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medseg.losses.build import build_loss
 from medseg.losses.config import LossConfig
@@ -50,43 +52,78 @@ def test_every_kind_is_covered() -> None:
     }
 
 
+def any_batch(config, annotated, shape, seed: int):
+    """A batch of any pattern of annotation; its logits want a gradient."""
+    rng = torch.Generator().manual_seed(seed)
+    num_logits = NUM_STRUCTURES + (config.activation == "softmax")
+    logits = torch.randn(len(annotated), num_logits, *shape, dtype=torch.float64, generator=rng).requires_grad_()
+    channels = torch.randint(0, NUM_STRUCTURES + 1, (len(annotated), *shape), generator=rng)
+    return logits, channels, torch.tensor([[True, *row] for row in annotated])
+
+
+def groups(annotated):
+    """Background and what is not annotated, of each case."""
+    return [[0, *(~row).nonzero()[:, 0].tolist()] for row in annotated]
+
+
+any_pattern = given(
+    annotated=st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=3),
+    shape=st.sampled_from([(11,), (4, 5), (4, 3, 2)]),
+    seed=st.integers(0, 1000),
+)
+
+
 @pytest.mark.parametrize("config", SIGMOID, ids=name)
-def test_sigmoid_gives_an_unannotated_channel_no_gradient_at_all(config) -> None:
-    logits, channels, annotated = batch(NUM_STRUCTURES)
-    logits.requires_grad_()
+@any_pattern
+@settings(max_examples=25)
+def test_sigmoid_gives_an_unannotated_channel_no_gradient_at_all(config, annotated, shape, seed) -> None:
+    logits, channels, annotated = any_batch(config, annotated, shape, seed)
     build_loss(config)(logits, channels, annotated).total.backward()
     used = annotated[:, 1:]
     assert (logits.grad[~used] == 0).all()
-    assert (logits.grad[used].abs().amax(dim=(1, 2, 3)) > 0).all()
+    assert (logits.grad[used].flatten(1).abs().amax(dim=1) > 0).all()
 
 
 @pytest.mark.parametrize("config", SOFTMAX, ids=name)
-def test_softmax_sees_only_the_groups_summed_probability(config) -> None:
-    logits, channels, annotated = batch(NUM_STRUCTURES + 1)
-    group = ~annotated
-    group[:, 0] = True
-    changed = logits.clone()
-    for b in range(len(logits)):
-        members = group[b].nonzero()[:, 0]
-        before = logits[b, members].logsumexp(0)
-        fresh = torch.randn_like(logits[b, members]) * 3
-        changed[b, members] = fresh - fresh.logsumexp(0) + before
+@any_pattern
+@settings(max_examples=25)
+def test_softmax_sees_only_the_groups_summed_probability(config, annotated, shape, seed) -> None:
+    logits, channels, annotated = any_batch(config, annotated, shape, seed)
+    changed = logits.detach().clone()
+    for b, members in enumerate(groups(annotated)):
+        fresh = 3 * torch.randn_like(changed[b, members])
+        changed[b, members] = fresh - fresh.logsumexp(0) + changed[b, members].logsumexp(0)
     loss = build_loss(config)
     assert abs(loss(logits, channels, annotated).total - loss(changed, channels, annotated).total) <= 1e-6
 
 
 @pytest.mark.parametrize("config", SOFTMAX, ids=name)
-def test_softmax_gives_each_logit_its_share_of_the_groups_gradient(config) -> None:
-    logits, channels, annotated = batch(NUM_STRUCTURES + 1)
-    logits.requires_grad_()
+@any_pattern
+@settings(max_examples=25)
+def test_softmax_gives_each_logit_its_share_of_the_groups_gradient(config, annotated, shape, seed) -> None:
+    logits, channels, annotated = any_batch(config, annotated, shape, seed)
     build_loss(config)(logits, channels, annotated).total.backward()
-    group = ~annotated
-    group[:, 0] = True
-    for b in range(len(logits)):
-        members = group[b].nonzero()[:, 0]
+    for b, members in enumerate(groups(annotated)):
         share = logits[b, members].detach().softmax(0)
         expected = share * logits.grad[b, members].sum(0, keepdim=True)
         torch.testing.assert_close(logits.grad[b, members], expected, atol=1e-10, rtol=1e-6)
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=name)
+@any_pattern
+@settings(max_examples=25)
+def test_a_structure_annotated_nowhere_gives_no_term(config, annotated, shape, seed) -> None:
+    """Sigmoid: as if the network had no such channel. Softmax: as if it were one class with background."""
+    logits, channels, annotated = any_batch(config, annotated, shape, seed)
+    annotated[:, NUM_STRUCTURES] = False
+    loss = build_loss(config)
+    with torch.no_grad():
+        found = loss(logits, channels, annotated).total
+        fewer = channels.masked_fill(channels == NUM_STRUCTURES, 0)
+        without = logits[:, :-1].clone()
+        if config.activation == "softmax":
+            without[:, 0] = torch.logaddexp(logits[:, 0], logits[:, -1])
+        torch.testing.assert_close(found, loss(without, fewer, annotated[:, :-1]).total)
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=name)
