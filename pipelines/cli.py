@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medseg.core.errors import MedsegError
+from medseg.core.errors import Interrupted, MedsegError
 from medseg.core.version import VERSION
 from pipelines.outcome import Outcome
 
@@ -69,7 +69,7 @@ def answer(job: Callable[[], Outcome], *, as_json: bool, verbose: bool) -> None:
     try:
         outcome = job()
     except MedsegError as error:
-        _complain(f"error: {error.message}", verbose)
+        _complain(error.message if isinstance(error, Interrupted) else f"error: {error.message}", verbose)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         _complain("interrupted", verbose)

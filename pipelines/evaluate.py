@@ -24,7 +24,7 @@ from medseg.io.label_tables import read_label_schema
 from medseg.io.nifti import read_label_map
 from medseg.metrics.aggregate import metrics_document, metrics_rows, summarise
 from medseg.metrics.surface import StructureScore, measure_structures
-from pipelines.outcome import Outcome, exit_code_of
+from pipelines.outcome import Outcome
 from pipelines.predict import SOFT_TISSUE_HU
 
 Scores = Mapping[str, Mapping[str, StructureScore]]
@@ -81,7 +81,9 @@ def run(predictions: Path, references: Path, options: EvaluateOptions, listener:
         write_results(options.out, scores, summary, dataset)
     text = table(summary) + (f"\nresults in {options.out}" if options.out else "")
     result = {**metrics_document(scores, summary), "problems": problems}
-    return Outcome(exit_code_of(len(problems), len(dataset.cases)), result, text)
+    # A missing prediction scores 0 and gives exit code 1, also where all are missing; 6: no reference could be read.
+    exit_code = 6 if not scores else int(bool(problems))
+    return Outcome(exit_code, result, text)
 
 
 def references_of(predictions: Path, references: Path, split: Split | None) -> Dataset:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import torch
 
@@ -20,5 +18,6 @@ def use_deterministic_algorithms() -> None:
 
 
 def use_threads(num_threads: int | None) -> None:
-    """Threads of torch on the CPU; None: one for each core this process may use."""
-    torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))
+    """Threads of torch on the CPU; None leaves torch's choice: one for each core, or ``OMP_NUM_THREADS``."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)

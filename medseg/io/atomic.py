@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -29,31 +30,42 @@ def write_atomically(
         overwrite: Whether a file of that name may be replaced.
 
     Raises:
-        WriteError: The file exists (code ``write.exists``), or cannot be written.
+        WriteError: The file exists (code ``write.exists``), or cannot be written (``write.failed``).
         ResourceError: The disk is full.
     """
-    if path.exists() and not overwrite:
-        raise WriteError(f"{path.name} is there already: give --overwrite, or another --out", code="write.exists")
     # The name's end stays, because writers choose their format by it.
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
+        if not overwrite and path.exists():
+            raise WriteError(f"{path.name} is there already: give --overwrite, or another --out", code="write.exists")
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         _flush(temporary)
         if check is not None:
             check(temporary)
         temporary.replace(path)
-    except MedsegError:
-        raise
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_bytes_atomically(
+    path: Path, content: bytes, *, check: Callable[[Path], None] | None = None, overwrite: bool = False
+) -> None:
+    """Write bytes; see :func:`write_atomically`."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomically(path, write, check=check, overwrite=overwrite)
 
 
 def write_text_atomically(path: Path, text: str, *, overwrite: bool = False) -> None:
     """Write text as UTF-8; see :func:`write_atomically`."""
-    write_atomically(path, lambda temporary: _write_text(temporary, text), overwrite=overwrite)
+    # A file name that is no UTF-8 reaches us as lone surrogates: they are written as \udcXX, which JSON reads back.
+    write_bytes_atomically(path, text.encode("utf-8", errors="backslashreplace"), overwrite=overwrite)
 
 
 def write_json_atomically(path: Path, document: Any, *, overwrite: bool = True) -> None:
@@ -62,8 +74,16 @@ def write_json_atomically(path: Path, document: Any, *, overwrite: bool = True) 
     write_text_atomically(path, text + "\n", overwrite=overwrite)
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def explained(error: OSError, path: Path) -> MedsegError:
+    """What the operating system's refusal to write a file or folder means for the user."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(
+            f"the disk is full: {path.name} was not written; free some space and run again", code="resource.disk"
+        )
+    return WriteError(
+        f"cannot write {path.name} into {path.parent}: {error.strerror or error}; give another --out",
+        code="write.failed",
+    )
 
 
 def _flush(path: Path) -> None:
@@ -72,14 +92,6 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _explained(error: OSError, path: Path) -> MedsegError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(
-            f"the disk is full: {path.name} was not written; free some space and run again", code="resource.disk"
-        )
-    return WriteError(f"cannot write {path.name} into {path.parent}: {error.strerror or error}", code="write.failed")
 
 
 def _finite(value: Any) -> Any:

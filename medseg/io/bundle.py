@@ -7,6 +7,8 @@ import io
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from medseg.core.errors import CheckpointError
+from medseg.core.errors import CheckpointError, WriteError
 from medseg.core.version import VERSION
-from medseg.io.atomic import write_atomically, write_json_atomically
+from medseg.io.atomic import explained, write_bytes_atomically, write_json_atomically
 
 SCHEMA_VERSION = 1
 
@@ -50,28 +52,35 @@ def write_bundle(
     manifest: Mapping[str, Any],
     weights: Mapping[str, np.ndarray],
     probe: Mapping[str, np.ndarray],
+    *,
+    overwrite: bool = True,
 ) -> None:
-    """Write a bundle; one of that name is replaced when the new one is complete.
+    """Write a bundle; one of that name is replaced when the new one is complete. Same content, same bytes.
 
     Raises:
-        WriteError, ResourceError: It cannot be written.
+        WriteError: It exists and may not be replaced, or cannot be written.
+        ResourceError: The disk is full.
     """
-    fresh = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    packed = io.BytesIO()
-    np.savez_compressed(packed, allow_pickle=False, **dict(probe))
+    if folder.exists() and not overwrite:
+        raise WriteError(f"the bundle {folder.name} is there already: give another --out", code="write.exists")
+    packed, arrays = io.BytesIO(), dict[str, Any](probe)
+    np.savez_compressed(packed, **arrays)
     contents = {
-        WEIGHTS: save_tensors({name: np.ascontiguousarray(w) for name, w in weights.items()}),
+        # order="C" rather than ascontiguousarray, which makes a vector of a scalar
+        WEIGHTS: save_tensors({name: np.asarray(weight, order="C") for name, weight in weights.items()}),
         PROBE: packed.getvalue(),
     }
+    files = {name: _sha256(content) for name, content in contents.items()}
+    document = {**manifest, "schema_version": SCHEMA_VERSION, "medseg_version": VERSION, "files": files}
+    fresh = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
+    shutil.rmtree(fresh, ignore_errors=True)
     try:
         for name, content in contents.items():
-            write_atomically(fresh / name, lambda path, content=content: _write_bytes(path, content))  # type: ignore[misc]
-        files = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-        document = {**manifest, "schema_version": SCHEMA_VERSION, "medseg_version": VERSION, "files": files}
+            write_bytes_atomically(fresh / name, content)
         write_json_atomically(fresh / DESCRIPTION, document)
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.replace(folder)
+        _swap_in(fresh, folder)
+    except OSError as error:
+        raise explained(error, folder) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -83,25 +92,50 @@ def read_bundle(folder: Path) -> Bundle:
         CheckpointError: A file is missing, altered or foreign, or another version of medseg wrote it.
     """
     folder = folder if (folder / DESCRIPTION).is_file() else folder / "bundle"
-    try:
-        text = (folder / DESCRIPTION).read_bytes()
-        manifest = json.loads(text)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder.parent} is neither a bundle nor a finished run: there is no {DESCRIPTION}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {DESCRIPTION} of {folder}: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
-        raise CheckpointError(f"the bundle {folder} was written by another version of medseg: train or export it again")
+    text, manifest = _read_description(folder)
     contents = _checked_files(folder, manifest)
     try:
         weights = load_tensors(contents[WEIGHTS])
         with np.load(io.BytesIO(contents[PROBE]), allow_pickle=False) as archive:
             probe = {name: archive[name] for name in archive.files}
-    except (SafetensorError, ValueError, OSError, EOFError) as error:
-        raise CheckpointError(f"the bundle {folder} is damaged: {error}") from error
-    return Bundle(folder, manifest, weights, probe, hashlib.sha256(text).hexdigest())
+    except (SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, LookupError, OSError, EOFError) as error:
+        raise CheckpointError(f"the bundle {folder} is damaged ({error}): copy it again") from error
+    return Bundle(folder, manifest, weights, probe, _sha256(text))
+
+
+def _swap_in(fresh: Path, folder: Path) -> None:
+    """Put a complete folder in place of an older one, which is only moved aside until then."""
+    if not folder.exists():
+        fresh.replace(folder)
+        return
+    old = folder.with_name(f".old-{os.getpid()}-{folder.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.replace(old)
+    try:
+        fresh.replace(folder)
+    except OSError:
+        old.replace(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_description(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    try:
+        text = (folder / DESCRIPTION).read_bytes()
+        manifest = json.loads(text)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(
+            f"{folder.parent} is neither a bundle nor a finished run: there is no {DESCRIPTION}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {DESCRIPTION} of {folder}: {error}") from error
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"expected schema version {SCHEMA_VERSION} in the bundle {folder}, found {version!r}: use the medseg that "
+            "wrote it, or train again"
+        )
+    return text, manifest
 
 
 def _checked_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
@@ -111,18 +145,22 @@ def _checked_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes
         raise CheckpointError(
             f"expected the files {WEIGHTS} and {PROBE} in the bundle {folder}, found {hashes!r}"[:300]
         )
+    found = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    strange = sorted(found - {DESCRIPTION, *hashes})
+    if strange:
+        raise CheckpointError(f"the bundle {folder} holds {strange}, which it does not list: take them out")
     contents = {}
     for name, expected in hashes.items():
         try:
             contents[name] = (folder / name).read_bytes()
         except OSError as error:
             raise CheckpointError(f"cannot read {name} of the bundle {folder}: {error.strerror}") from error
-        if hashlib.sha256(contents[name]).hexdigest() != expected:
+        if _sha256(contents[name]) != expected:
             raise CheckpointError(
                 f"{name} of the bundle {folder} is not the file that was written: copy the bundle again"
             )
     return contents
 
 
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

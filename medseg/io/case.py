@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from medseg.core.case import Case, CaseRecord, Dataset
-from medseg.core.errors import CaseError, ConfigError, GeometryError, LabelError
+from medseg.core.errors import ConfigError, GeometryError, LabelError, ReadError
+from medseg.core.labels import LabelSchema
 from medseg.core.volume import LabelMap, Volume
 from medseg.io.nifti import has_nifti_suffix, read_label_map, read_volume, stem_of
 
@@ -20,68 +21,68 @@ def read_case(record: CaseRecord, dataset: Dataset) -> Case:
     Raises:
         CaseError: One of these does not hold, or a file cannot be read.
     """
-    volumes = [read_volume(path) for path in record.images]
-    image = _stacked(volumes, record)
-    label = None
-    if record.label is not None:
-        label = read_label_map(record.label)
-        difference = image.geometry.difference(label.geometry)
-        if difference:
-            raise GeometryError(
-                f"image and label of {record.id} are on different grids: {difference}; export them again together",
-                code="geometry.label",
-            )
-        # The image's header counts: the two may differ by rounding, and results are written on the image's grid.
-        label = LabelMap(label.array, image.geometry, image.record)
-        try:
-            dataset.labels.to_channels(label.array)
-        except LabelError as error:
-            raise LabelError(f"{record.label.name}: {error.message}", code=error.code) from error
+    image = _read_image(record, len(dataset.channels))
+    label = None if record.label is None else _read_label(record.label, image, dataset.labels)
     return Case(record.id, image, label, dataset.labels.annotated_channels(record.annotated))
 
 
 def input_cases(inputs: Sequence[Path], num_channels: int) -> tuple[CaseRecord, ...]:
-    """The cases of volume files and folders of them.
+    """The cases of volume files and folders of them, in the order given.
 
     Files of several channels are one case by their names: ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``. A named file that
     is missing or no volume stays a case, whose reading then fails by itself.
 
     Raises:
-        ConfigError: A folder holds no volume.
+        ConfigError: A folder holds no volume, or two files would give one output name.
     """
-    files: list[Path] = []
-    for path in inputs:
-        if path.is_dir():
-            inside = sorted(
-                entry for entry in path.iterdir() if has_nifti_suffix(entry) and not entry.name.startswith(".")
-            )
-            if not inside:
-                raise ConfigError(f"the folder {path} holds no .nii or .nii.gz file")
-            files += inside
-        else:
-            files.append(path)
-    if num_channels == 1:
-        return tuple(CaseRecord(stem_of(path), stem_of(path), (path,)) for path in files)
-    return _grouped(files, num_channels)
-
-
-def _grouped(files: Sequence[Path], num_channels: int) -> tuple[CaseRecord, ...]:
-    groups: dict[tuple[Path, str], dict[int, Path]] = {}
+    files = [file for path in inputs for file in (_volumes_in(path) if path.is_dir() else [path])]
+    cases: dict[str, dict[int, Path]] = {}
     for path in files:
-        match = re.fullmatch(r"(.+)_(\d{4})", stem_of(path))
-        name, channel = (match[1], int(match[2])) if match else (stem_of(path), 0)
-        groups.setdefault((path.parent, name), {})[channel] = path
-    records = []
-    for (folder, name), channels in sorted(groups.items()):
-        suffix = next(iter(channels.values())).name.removeprefix(name)[5:]
-        images = tuple(channels.get(c, folder / f"{name}_{c:04d}{suffix}") for c in range(num_channels))
-        records.append(CaseRecord(name, name, images))
-    return tuple(records)
+        name, channel = _case_and_channel(stem_of(path), num_channels)
+        channels = cases.setdefault(name, {})
+        if channel in channels or (channels and next(iter(channels.values())).parent != path.parent):
+            raise ConfigError(
+                f"{path.name} and another input would both be written to {name}.nii.gz: rename one, or use two runs"
+            )
+        channels[channel] = path
+    return tuple(_record(name, channels, num_channels) for name, channels in cases.items())
 
 
-def _stacked(volumes: Sequence[Volume], record: CaseRecord) -> Volume:
-    if not volumes:
-        raise CaseError(f"{record.id} has no image", code="read.missing")
+def _volumes_in(folder: Path) -> list[Path]:
+    try:
+        names = sorted(entry for entry in folder.iterdir() if has_nifti_suffix(entry) and entry.name[0] != ".")
+    except OSError as error:
+        raise ConfigError(f"cannot look into the folder {folder}: {error.strerror or error}") from error
+    if not names:
+        raise ConfigError(f"the folder {folder} holds no .nii or .nii.gz file")
+    return names
+
+
+def _case_and_channel(stem: str, num_channels: int) -> tuple[str, int]:
+    match = re.fullmatch(r"(.+)_(\d{4})", stem) if num_channels > 1 else None
+    return (match[1], int(match[2])) if match else (stem, 0)
+
+
+def _record(name: str, channels: dict[int, Path], num_channels: int) -> CaseRecord:
+    """A channel that is missing keeps its place under the name it should have, so that reading names it."""
+    first = next(iter(channels.values()))
+    if stem_of(first) == name:  # one file, which holds all channels or fails when it is read
+        return CaseRecord(name, name, (first,))
+    suffix = first.name[len(stem_of(first)) :]
+    numbers = sorted({*range(num_channels), *channels})
+    images = tuple(channels.get(number, first.with_name(f"{name}_{number:04d}{suffix}")) for number in numbers)
+    return CaseRecord(name, name, images)
+
+
+def _read_image(record: CaseRecord, num_channels: int) -> Volume:
+    if len(record.images) == 1:
+        return read_volume(record.images[0], num_channels=num_channels)
+    if len(record.images) != num_channels:
+        raise ReadError(
+            f"expected {num_channels} channels of {record.id}, found {[path.name for path in record.images]}",
+            code="read.channels",
+        )
+    volumes = [read_volume(path) for path in record.images]
     first = volumes[0]
     for path, volume in zip(record.images[1:], volumes[1:], strict=True):
         difference = first.geometry.difference(volume.geometry)
@@ -90,6 +91,23 @@ def _stacked(volumes: Sequence[Volume], record: CaseRecord) -> Volume:
                 f"{path.name} is not on the grid of {record.images[0].name}: {difference}; resample it first",
                 code="geometry.channels",
             )
-    if len(volumes) == 1:
-        return first
-    return Volume(np.concatenate([volume.array for volume in volumes]), first.geometry, first.record)
+    dtype = np.result_type(*(volume.array for volume in volumes))
+    dtype = np.dtype(np.float32) if dtype.kind == "f" else dtype
+    array = np.concatenate([volume.array for volume in volumes], dtype=dtype, casting="same_kind")
+    return Volume(array, first.geometry, first.record)
+
+
+def _read_label(path: Path, image: Volume, labels: LabelSchema) -> LabelMap:
+    label = read_label_map(path)
+    difference = image.geometry.difference(label.geometry)
+    if difference:
+        raise GeometryError(
+            f"the label {path.name} is not on its image's grid: {difference}; export both again together",
+            code="geometry.label",
+        )
+    try:
+        labels.to_channels(label.array)
+    except LabelError as error:
+        raise LabelError(f"{path.name}: {error.message}", code=error.code) from error
+    # The image's header counts: the two may differ by rounding, and results are written on the image's grid.
+    return LabelMap(label.array, image.geometry, image.record)

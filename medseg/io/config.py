@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from medseg.io.atomic import write_text_atomically
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML in which a key that stands twice is a mistake."""
+    """Plain YAML in which a key that stands twice is a mistake and ``1e-3`` is a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what :class:`_Loader` reads back."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -28,6 +33,11 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
+# YAML 1.1, which PyYAML reads, takes 1e-3 for text because it has no point; YAML 1.2 and everybody else for a number.
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a mapping from a YAML (or JSON) file.
@@ -36,16 +46,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, is not YAML, or is no mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        values = _Loader(text).get_single_data()
+        text = path.read_text(encoding="utf-8-sig")  # some Windows editors write a byte order mark
     except FileNotFoundError:
         raise ConfigError(f"there is no file {path}: check the name") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path.name}: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path.name} is not valid YAML{place}: {getattr(error, 'problem', error)}") from error
+    values = _parsed(text, path.name)
     if not isinstance(values, dict):
         raise ConfigError(f"expected keys and values in {path.name}, found {type(values).__name__}")
     return values
@@ -53,11 +59,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
     """Write values so that :func:`read_yaml` gives them back."""
-    write_text_atomically(path, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), overwrite=True)
+    text = yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    write_text_atomically(path, text, overwrite=True)
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Values with ``a.b=c`` applied; the right side is YAML.
+    """Values with ``a.b=c`` applied; the right side is YAML, and a level that is missing or null is made.
 
     Raises:
         ConfigError: An override has no ``=``, or leads through something that has no keys.
@@ -68,17 +75,27 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         keys = path.strip().split(".")
         if not separator or not all(keys):
             raise ConfigError(f"expected --set a.b=c, found '{override}'")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override}: the value is not valid YAML ({error})") from error
+        value = _parsed(text, f"--set {override}")
         place = result
         for key in keys[:-1]:
-            place = place.setdefault(key, {})
+            if place.get(key) is None:
+                place[key] = {}
+            place = place[key]
             if not isinstance(place, dict):
                 raise ConfigError(f"--set {override}: '{key}' has no keys below it")
         place[keys[-1]] = value
     return result
+
+
+def _parsed(text: str, source: str) -> Any:
+    try:
+        return _Loader(text).get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source} is not valid YAML{place}: {getattr(error, 'problem', error)}") from error
+    except ValueError as error:  # such as the date 2001-02-30
+        raise ConfigError(f"{source} is not valid YAML: {error}") from error
 
 
 def _copied(value: Any) -> Any:

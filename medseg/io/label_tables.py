@@ -34,8 +34,15 @@ def write_label_tables(folder: Path, schema: LabelSchema) -> None:
     slicer = ["# Color table", "0 background 0 0 0 0"]
     slicer += [f"{value} {name.replace(' ', '_')} {r} {g} {b} 255" for value, name, (r, g, b) in colors]
     write_text_atomically(folder / SLICER, "\n".join(slicer) + "\n", overwrite=True)
-    snap = [f'{value:5d} {r:5d} {g:4d} {b:4d}        1  1  1    "{name}"' for value, name, (r, g, b) in colors]
+    snap = [
+        f'{value:5d} {r:5d} {g:4d} {b:4d}        1  1  1    "{_quotable(name)}"' for value, name, (r, g, b) in colors
+    ]
     write_text_atomically(folder / SNAP, SNAP_HEADER + "\n".join(snap) + "\n", overwrite=True)
+
+
+def _quotable(name: str) -> str:
+    """ITK-SNAP has no way to write a quotation mark inside a name."""
+    return name.replace('"', "'")
 
 
 def read_label_schema(folder: Path) -> LabelSchema:
@@ -50,5 +57,5 @@ def read_label_schema(folder: Path) -> LabelSchema:
         raise ConfigError(
             f"{folder} has no {JSON}, which names the structures: compare with a dataset, or predict again"
         ) from None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {JSON} of {folder}: {error}") from error

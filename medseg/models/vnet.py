@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from medseg.core.shapes import BC_SPATIAL, BL_SPATIAL
 from medseg.models.layers import Layer, convolution, instance_norm, transposed_convolution
 
+PRELU_SLOPE = 0.25
+"""Of a PReLU before it has learnt anything, in torch as in He et al. 2015."""
+
 
 class ResidualStage(nn.Module):
     """Several convolutions whose result is added to the stage's input.
@@ -63,9 +66,9 @@ class VNet(nn.Module):
 
     Source:
         Milletari et al. 2016, arXiv:1606.04797: 5³ convolutions, residual stages, PReLU, 2³ convolutions of stride 2 down
-        and transposed ones up. Deviations: instance normalisation (the paper has none and diverges without its dataset's
-        warm start at high learning rates); the first convolution is explicit, so that several image channels fit
-        where the paper repeats one; ``stem_stride`` and ``width`` for machines without a GPU.
+        and transposed ones up. Deviations: instance normalisation (the paper has none); the first convolution is explicit, so that several image channels fit
+        where the paper repeats one; He initialisation for PReLU, because torch's default leaves the weights of large
+        kernels so small that a step of Adam overwrites them; ``stem_stride`` and ``width`` for machines without a GPU.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class VNet(nn.Module):
             self.head: nn.Module = transposed_convolution(num_axes)(width, out_channels, stem_stride, stem_stride)
         else:
             self.head = convolution(num_axes)(width, out_channels, 1)
+        self.apply(_initialise)
 
     def forward(self, image_BC: Float[Tensor, BC_SPATIAL]) -> Float[Tensor, BL_SPATIAL]:
         """Logits of the same spatial size; each axis must be a multiple of ``total_stride``."""
@@ -122,3 +126,10 @@ def _rescaling(layer: Layer, in_channels: int, out_channels: int, num_axes: int)
         instance_norm(num_axes)(out_channels, affine=True),
         nn.PReLU(out_channels),
     )
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=PRELU_SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

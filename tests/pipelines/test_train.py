@@ -101,6 +101,18 @@ def test_a_budget_measures_the_machine_and_freezes_the_steps(tmp_path: Path, sam
     assert seconds < 40, "bundle and figures come after the budget, but not much later"
 
 
+def test_deterministic_refuses_arithmetic_that_does_not_repeat(tmp_path: Path, sample: Path, smoke: Path, medseg) -> None:
+    import torch
+
+    try:
+        for name, options, expected in (("free", [], False), ("strict", ["--deterministic"], True)):
+            answer = medseg("train", smoke, "--data", sample, "--out", tmp_path / name, *options)
+            assert answer.exit_code == 0, answer.stderr
+            assert torch.are_deterministic_algorithms_enabled() is expected
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_a_run_is_not_overwritten_and_not_resumed_with_another_config(
     run_folder: Path, sample: Path, smoke: Path, medseg
 ) -> None:

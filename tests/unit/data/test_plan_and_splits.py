@@ -87,8 +87,8 @@ def test_padding_outside_the_field_of_view_does_not_bleed_into_the_skin() -> Non
 
 
 def test_steps_within_a_budget() -> None:
-    assert steps_within(100, 20, 0.5, 4.0, 5) == 120
-    assert steps_within(10, 20, 0.5, 4.0, 5) == 1
+    assert steps_within(100.0, 20.0, 0.5, 4.0, 5) == 120
+    assert steps_within(10.0, 20.0, 0.5, 4.0, 5) == 1
 
 
 def dataset(tmp_path, splits, patients=None) -> Dataset:
