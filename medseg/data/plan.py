@@ -146,14 +146,13 @@ def _spacing_reason(fingerprint: Fingerprint) -> str:
 def _patch_and_strides(
     choices: PlanChoices, median_shape: np.ndarray, spacing: Spacing3, stages: StageRule
 ) -> tuple[Shape3, tuple[Shape3, ...]]:
-    if choices.patch_ijk:
-        wanted = np.array(choices.patch_ijk, dtype=float)
-    else:
-        shrink = min(1.0, (choices.patch_voxels / np.prod(median_shape)) ** (1 / 3))
-        wanted = np.maximum(median_shape * shrink, SMALLEST_MAP)
+    shrink = min(1.0, (choices.patch_voxels / np.prod(median_shape)) ** (1 / 3))
+    wanted = np.array(choices.patch_ijk or np.maximum(median_shape * shrink, SMALLEST_MAP), dtype=float)
     strides = _strides(wanted, spacing, stages)
     total = np.prod(np.array(strides), axis=0)
-    patch = np.maximum(1, np.round(wanted / total)).astype(int) * total
+    # Where a whole case fits, no edge of it is cut off for the sake of a round number.
+    multiples = np.ceil(wanted / total - 1e-6) if shrink == 1.0 else np.round(wanted / total)
+    patch = np.maximum(1, multiples).astype(int) * total
     i, j, k = (int(size) for size in patch)
     return (i, j, k), strides
 
