@@ -17,8 +17,9 @@ from medseg.data.restore import GridMapping
 
 Activation = Literal["softmax", "sigmoid"]
 
-SLAB_BYTES = 32 * 2**20
-"""Size of the interpolated logits held at a time [bytes]: fits caches of servers, and more brings no speed."""
+SLAB_BYTES = 4 * 2**20
+"""Size of the interpolated logits held at a time [bytes]; temporaries take four times as much. Eight times the size
+saves a tenth of the time (``benchmarks/restore_against_torch.py``)."""
 
 
 def decide(logits_CIJK: Float[np.ndarray, CIJK], activation: Activation) -> Integer[np.ndarray, IJK]:
