@@ -41,14 +41,21 @@ def predict_logits(
     Where the image is smaller than the window it is padded with each channel's smallest value, as in training.
 
     Raises:
-        InferenceError: A logit is not finite.
+        InferenceError: The network cannot run (``inference.failed``), or a logit is not finite (``inference.nonfinite``).
     """
     shape = (image_CIJK.shape[1], image_CIJK.shape[2], image_CIJK.shape[3])
     places = window_locations(shape, sliding.window_ijk, sliding.overlap)
     stitcher = Stitcher(runtime, shape, sliding.window_ijk)
     for start in range(0, len(places), sliding.tile_batch):
         batch = places[start : start + sliding.tile_batch]
-        logits_BCIJK = runtime(np.stack([cut_out(image_CIJK, place) for place in batch]))
+        try:
+            logits_BCIJK = runtime(np.stack([cut_out(image_CIJK, place) for place in batch]))
+        except (RuntimeError, MemoryError) as error:  # out of memory among them: one case fails, the others go on
+            raise InferenceError(
+                f"the network could not run on windows of {sliding.window_ijk} voxels ({error}): "
+                "free some memory, or give a smaller --tile-batch",
+                code="inference.failed",
+            ) from error
         for place, logits_CIJK in zip(batch, logits_BCIJK, strict=True):
             stitcher.add(place, logits_CIJK)
         listener(Progress("predicting", start + len(batch), len(places)))

@@ -65,6 +65,16 @@ def test_nonfinite_logits_are_an_error() -> None:
     assert raised.value.code == "inference.nonfinite"
 
 
+def test_a_network_that_cannot_run_fails_its_case_only() -> None:
+    class Full(PointwiseRuntime):
+        def __call__(self, windows_BCIJK: np.ndarray) -> np.ndarray:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(InferenceError, match="out of memory") as raised:
+        predict_logits(np.zeros((1, 4, 4, 4), np.float32), Full(), SlidingWindow((4, 4, 4)))
+    assert raised.value.code == "inference.failed"
+
+
 def test_gaussian_agrees_with_monai() -> None:
     from monai.data.utils import compute_importance_map
 
