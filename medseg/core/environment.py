@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 
 def disabled_plugins() -> frozenset[str]:
     """Tasks that ``MEDSEG_DISABLE_PLUGINS`` (names, joined by commas) switches off."""
     return frozenset(name.strip() for name in os.environ.get("MEDSEG_DISABLE_PLUGINS", "").split(",") if name.strip())
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for medseg (``XDG_CACHE_HOME`` or ``~/.cache``)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medseg"

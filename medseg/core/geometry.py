@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from medseg.core.errors import GeometryError
 from medseg.core.shapes import AFFINE
-from medseg.core.units import MAX_SPACING_MM, MIN_SPACING_MM
+from medseg.core.units import MAX_SPACING_MM, MIN_SPACING_MM, MM3_PER_ML
 
 SAME_GRID_TOLERANCE_VOXELS = 1e-2
 """Two grids are the same when no corner differs by more than this part of a voxel: float32 headers round to ~1e-4."""
@@ -108,7 +108,7 @@ class Geometry:
     @property
     def voxel_volume_ml(self) -> float:
         """Volume of one voxel [ml]."""
-        return float(abs(np.linalg.det(self.affine_ras[:3, :3]))) / 1000.0
+        return float(abs(np.linalg.det(self.affine_ras[:3, :3]))) / MM3_PER_ML
 
     @property
     def num_voxels(self) -> int:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -33,11 +30,3 @@ Listener = Callable[[Progress], None]
 
 def silent(event: Progress) -> None:
     """A listener that does nothing."""
-
-
-def tracked(items: Iterable[Item], stage: str, listener: Listener, total: int | None = None) -> Iterator[Item]:
-    """Pass items through, telling the listener before the first and after each."""
-    listener(Progress(stage, 0, total))
-    for done, item in enumerate(items, start=1):
-        yield item
-        listener(Progress(stage, done, total))

@@ -33,13 +33,11 @@ class Volume:
         array: ``CIJK``, channels first, then the array axes of the file; HU where the modality is CT.
         geometry: The grid of the three spatial axes.
         record: The header's own words on the grid, where the file has any.
-        num_replaced_voxels: NaN or infinite voxels that reading replaced by the smallest finite value.
     """
 
     array: Shaped[np.ndarray, CIJK]
     geometry: Geometry
     record: GridRecord | None = None
-    num_replaced_voxels: int = 0
 
     def __post_init__(self) -> None:
         if self.array.shape[1:] != self.geometry.shape_ijk:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, assert_never, runtime_checkable
+from typing import assert_never
 
 from torch import nn
 
 from medseg.models.config import NetworkConfig, UNetConfig, VNetConfig
 from medseg.models.unet import UNet
 from medseg.models.vnet import VNet
-
-
-@runtime_checkable
-class StridedNetwork(Protocol):
-    """A network that says what its input must be a multiple of."""
-
-    total_stride: tuple[int, ...]
 
 
 def build_model(
