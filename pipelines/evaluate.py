@@ -123,7 +123,7 @@ def read_pair(predictions: Path, record: CaseRecord, dataset: Dataset) -> tuple[
         difference = reference.label.geometry.difference(prediction.geometry)
         if difference:
             raise GeometryError(f"{path.name} is not on the reference's grid: {difference}", code="geometry.prediction")
-        dataset.labels.to_channels(prediction.array)
+        dataset.labels.to_classes(prediction.array)
     except CaseError as error:
         return reference, empty, f"{record.id}'s prediction counts as empty: {error.message}"
     return reference, prediction, ""
@@ -138,7 +138,7 @@ def read_reference(record: CaseRecord, dataset: Dataset) -> Reference:
         return Reference(case.id, case.label, annotated, case.image.array[0])
     assert record.label is not None
     label = read_label_map(record.label)
-    dataset.labels.to_channels(label.array)
+    dataset.labels.to_classes(label.array)
     return Reference(record.id, label, annotated, None)
 
 

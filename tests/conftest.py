@@ -27,6 +27,18 @@ hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the larger real data sets, which are not part of the repository; tests that need them skip without.
+
+    ``MEDSEG_TEST_DATA`` names it; else it lies beside the checkout, in ``shared/data``.
+    """
+    folder = Path(os.environ.get("MEDSEG_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("the larger data sets are not on this machine: MEDSEG_TEST_DATA names their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def sample() -> Path:
     """Folder of the sample dataset: eight real head-and-neck CTs, six for training and two for validation."""
     return Path(__file__).parents[1] / "medseg" / "resources" / "sample"

@@ -21,6 +21,10 @@ from medseg.core.units import MAX_SPACING_MM, MIN_SPACING_MM, MM3_PER_ML
 SAME_GRID_TOLERANCE_VOXELS = 1e-2
 """Two grids are the same when no corner differs by more than this part of a voxel: float32 headers round to ~1e-4."""
 
+ORTHOGONAL_TOLERANCE_VOXELS = 0.1
+"""A grid counts as orthogonal where shear moves no voxel by more than this: float32 headers and rounded direction cosines
+shear a little."""
+
 Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
 
@@ -139,6 +143,37 @@ class Geometry:
             turn[axis, 3] = self.shape_ijk[axis] - 1 if flip else 0.0
         i, j, k = (self.shape_ijk[axis] for axis in axes.order)
         return Geometry(self.affine_ras @ turn, (i, j, k))
+
+    @cached_property
+    def is_orthogonal(self) -> bool:
+        """Whether the three axes stand at right angles, within what moves no voxel by more than a tenth of a voxel."""
+        directions = self.affine_ras[:3, :3] / np.linalg.norm(self.affine_ras[:3, :3], axis=0)
+        cosines = np.abs(directions.T @ directions - np.eye(3))
+        extent_mm = np.array(self.spacing_ijk_mm) * (np.array(self.shape_ijk) - 1)
+        shift_mm = cosines * extent_mm[None, :]
+        return bool((shift_mm / np.array(self.spacing_ijk_mm)[:, None] <= ORTHOGONAL_TOLERANCE_VOXELS).all())
+
+    @cached_property
+    def orthogonal(self) -> Geometry:
+        """The smallest orthogonal grid of the same voxel size that holds every voxel centre of a sheared one.
+
+        The first axis keeps its direction, the second stays in the plane of the first two; along the third, the spacing
+        is the distance between planes: with gantry tilt, that is less than the distance of the voxels' centres.
+        The grid itself where it is orthogonal already.
+        """
+        if self.is_orthogonal:
+            return self
+        directions, upper = np.linalg.qr(self.affine_ras[:3, :3])
+        signs = np.sign(np.diag(upper))
+        directions, spacing_mm = directions * signs, np.abs(np.diag(upper))
+        corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * (np.array(self.shape_ijk) - 1)
+        along_mm = (corners @ self.affine_ras[:3, :3].T) @ directions
+        first_mm, last_mm = along_mm.min(axis=0), along_mm.max(axis=0)
+        i, j, k = (int(count) for count in np.ceil((last_mm - first_mm) / spacing_mm - 1e-6) + 1)
+        affine = np.eye(4)
+        affine[:3, :3] = directions * spacing_mm
+        affine[:3, 3] = self.affine_ras[:3, 3] + directions @ first_mm
+        return Geometry(affine, (i, j, k))
 
     def resampled(self, spacing_ijk_mm: Spacing3) -> Geometry:
         """A grid with the same axes, centre and (rounded up) extent, but another spacing.

@@ -16,6 +16,9 @@ from medseg.core.units import DEFAULT_TOLERANCE_MM
 
 Side = Literal["left", "right"]
 
+IGNORED = -1
+"""Class number of voxels that nobody decided on (nnU-Net's ignore label): no loss, no score."""
+
 PALETTE = (
     "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#ffe119", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe", "#008080",
     "#e6beff", "#9a6324", "#800000", "#aaffc3", "#808000", "#ffd8b1", "#000075",
@@ -35,6 +38,8 @@ class Structure:
         tolerance_mm: Surface tolerance for NSD [mm].
         color: ``#rrggbb``.
         code: SNOMED CT code, where known.
+        region: Values of reference label maps that together make it up, where that is not its own value alone
+            (nnU-Net's regions: "whole tumour" of oedema and core). Empty: its value alone.
     """
 
     name: str
@@ -44,17 +49,32 @@ class Structure:
     tolerance_mm: float = DEFAULT_TOLERANCE_MM
     color: str = PALETTE[0]
     code: str | None = None
+    region: tuple[int, ...] = ()
+
+    @property
+    def reference_values(self) -> tuple[int, ...]:
+        """Values of reference label maps that belong to it."""
+        return self.region or (self.value,)
 
 
 @dataclass(frozen=True)
 class LabelSchema:
     """All structures of a dataset, in the order of the network's channels 1, 2, …; channel 0 is background.
 
+    A reference label map holds *classes*: the values that voxels may have. Where structures are regions that overlap,
+    a voxel of one class belongs to several structures (:attr:`membership`); else classes and channels are the same.
+    Predictions are written with each structure's own value, the later one where several claim a voxel.
+
     Attributes:
         structures: Without background, whose value is always 0.
+        ignore_value: Voxels of this value in a reference are undecided: no loss, no score. None where there is none.
+        priority: Names, highest first: who keeps a voxel that several contours of a DICOM SEG or RTSTRUCT claim. Empty:
+            overlapping contours are refused.
     """
 
     structures: tuple[Structure, ...]
+    ignore_value: int | None = None
+    priority: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [structure.name for structure in self.structures]
@@ -67,6 +87,10 @@ class LabelSchema:
             )
         if min(values) < 1:
             raise ConfigError("label values must be positive integers; 0 is background")
+        if self.ignore_value is not None and self.ignore_value in self.class_values:
+            raise ConfigError(f"the ignore label {self.ignore_value} is also the value of a structure")
+        if strange := sorted(set(self.priority) - set(names)):
+            raise ConfigError(f"the priority names {strange}, which are no structures")
         for structure in self.structures:
             if structure.mirror is not None and structure.mirror not in names:
                 raise ConfigError(f"'{structure.name}' is mirrored to '{structure.mirror}', which is no structure")
@@ -87,6 +111,31 @@ class LabelSchema:
         return np.array([0, *(structure.value for structure in self.structures)], dtype=np.int64)
 
     @cached_property
+    def has_regions(self) -> bool:
+        """Whether a voxel may belong to several structures."""
+        return any(structure.reference_values != (structure.value,) for structure in self.structures)
+
+    @cached_property
+    def class_values(self) -> Integer[np.ndarray, " classes"]:
+        """Values that reference label maps may hold, without the ignore label; class 0 is background.
+
+        In the order of the structures; where there are regions, ascending.
+        """
+        if not self.has_regions:
+            return self.values
+        values = {value for structure in self.structures for value in structure.reference_values}
+        return np.array([0, *sorted(values)], dtype=np.int64)
+
+    @cached_property
+    def membership(self) -> Bool[np.ndarray, "classes channels"]:
+        """Whether a voxel of a class belongs to a channel; the identity without regions."""
+        belongs = np.zeros((len(self.class_values), self.num_channels), dtype=bool)
+        for channel, structure in enumerate(self.structures, start=1):
+            belongs[:, channel] = np.isin(self.class_values, structure.reference_values)
+        belongs[:, 0] = ~belongs.any(axis=1)
+        return belongs
+
+    @cached_property
     def mirrored_channels(self) -> tuple[int, ...]:
         """Channel order after the patient is mirrored left to right; a structure without counterpart stays itself."""
         index = {structure.name: channel for channel, structure in enumerate(self.structures, start=1)}
@@ -96,14 +145,17 @@ class LabelSchema:
         """The smallest unsigned type that holds every value."""
         return np.dtype(np.uint8 if self.values.max() < 256 else np.uint16)
 
-    def to_channels(self, array: Integer[np.ndarray, "*axes"]) -> Integer[np.ndarray, "*axes"]:
-        """Label values to channel numbers (int16).
+    def to_classes(self, array: Integer[np.ndarray, "*axes"]) -> Integer[np.ndarray, "*axes"]:
+        """Values of a reference label map to class numbers (int16), :data:`IGNORED` where they are to be ignored.
 
         Raises:
             LabelError: A value is not in the schema.
         """
-        order = np.argsort(self.values)
-        known = self.values[order]
+        values, numbers = self.class_values, np.arange(len(self.class_values), dtype=np.int16)
+        if self.ignore_value is not None:
+            values, numbers = np.append(values, self.ignore_value), np.append(numbers, np.int16(IGNORED))
+        order = np.argsort(values)
+        known = values[order]
         place = np.clip(np.searchsorted(known, array), 0, len(known) - 1)
         strange = known[place] != array
         if strange.any():
@@ -113,8 +165,8 @@ class LabelSchema:
                 "the dataset's labels",
                 code="label.value",
             )
-        channels: np.ndarray = order.astype(np.int16)[place]
-        return channels
+        classes: np.ndarray = numbers[order][place]
+        return classes
 
     def to_values(self, channels: Integer[np.ndarray, "*axes"]) -> Integer[np.ndarray, "*axes"]:
         """Channel numbers to label values, in :meth:`label_dtype`."""

@@ -25,6 +25,19 @@ class GridRecord:
     fields: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Note:
+    """Something that a reader met and dealt with, which the user should know.
+
+    Attributes:
+        code: Stable identifier for programs, such as ``dicom.scout``.
+        message: One sentence for a person: what, where, how it was dealt with.
+    """
+
+    code: str
+    message: str
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """An image of one or more channels on one grid.
@@ -33,11 +46,13 @@ class Volume:
         array: ``CIJK``, channels first, then the array axes of the file; HU where the modality is CT.
         geometry: The grid of the three spatial axes.
         record: The header's own words on the grid, where the file has any.
+        notes: What the reader met and dealt with.
     """
 
     array: Shaped[np.ndarray, CIJK]
     geometry: Geometry
     record: GridRecord | None = None
+    notes: tuple[Note, ...] = ()
 
     def __post_init__(self) -> None:
         if self.array.shape[1:] != self.geometry.shape_ijk:

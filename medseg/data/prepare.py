@@ -47,7 +47,7 @@ def prepare(
     image = np.ascontiguousarray(resample(image, weights))
     channels = None
     if case.label is not None:
-        labels = schema.to_channels(file_grid.axes.to_canonical(case.label.array))
+        labels = schema.to_classes(file_grid.axes.to_canonical(case.label.array))
         # Not smoothed: a structure just thicker than two voxels of this grid would fall below one half everywhere.
         channels = resample_channels(labels, grid_weights(file_grid.canonical, grid, smooth=False))
     return PreparedCase(

@@ -106,7 +106,7 @@ def _read_label(path: Path, image: Volume, labels: LabelSchema) -> LabelMap:
             code="geometry.label",
         )
     try:
-        labels.to_channels(label.array)
+        labels.to_classes(label.array)
     except LabelError as error:
         raise LabelError(f"{path.name}: {error.message}", code=error.code) from error
     # The image's header counts: the two may differ by rounding, and results are written on the image's grid.

@@ -26,7 +26,7 @@ def test_a_dataclass_refuses_a_wrong_type_of_number() -> None:
 def test_a_function_refuses_a_wrong_type_of_number() -> None:
     labels = LabelSchema((Structure("liver", 1),))
     with pytest.raises(TypeCheckError, match="array"):
-        labels.to_channels(np.zeros(3, dtype=np.float32))
+        labels.to_classes(np.zeros(3, dtype=np.float32))
 
 
 def test_what_is_right_passes() -> None:

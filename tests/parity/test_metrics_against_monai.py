@@ -88,6 +88,6 @@ def test_channel_dice_agrees_with_the_scores() -> None:
     shape = (12, 12, 12)
     prediction, reference = blobs(shape, 1), blobs(shape, 2)
     scores = measure_structures(prediction, reference, Geometry.from_spacing(shape, (1.0, 1.0, 1.0)), SCHEMA, ALL)
-    quick = channel_dice(SCHEMA.to_channels(prediction), SCHEMA.to_channels(reference), np.array([True, True, False]))
+    quick = channel_dice(SCHEMA.to_classes(prediction), SCHEMA.to_classes(reference), np.array([True, True, False]))
     assert quick[1] == pytest.approx(scores["a"].dice)
     assert np.isnan(quick[2]), "not annotated"

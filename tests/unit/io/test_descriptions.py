@@ -186,6 +186,6 @@ def test_the_sample_is_read(sample: Path) -> None:
     for record in dataset.cases:
         case = read_case(record, dataset)
         assert case.label is not None
-        found = set(np.unique(dataset.labels.to_channels(case.label.array)))
+        found = set(np.unique(dataset.labels.to_classes(case.label.array)))
         assert found <= set(np.flatnonzero(case.annotated)), "what nobody looked for is not labelled"
         assert found - {0}
