@@ -14,6 +14,7 @@ from medseg.core.labels import LabelSchema
 from medseg.core.shapes import CIJK
 from medseg.data.config import Normalisation, WindowNormalisation
 from medseg.data.resample import grid_weights, resample, resample_channels
+from medseg.data.shear import straightened
 
 SMALLEST_STD = 1e-6
 """An image with a smaller standard deviation is constant; dividing by it would only blow up rounding."""
@@ -25,7 +26,7 @@ def prepare(
     """Bring a case onto the network's grid.
 
     The grid keeps the file's own directions (turned to R, A, S order without interpolation) and its centre; only the
-    spacing changes, so that the preparation is undone axis by axis.
+    spacing changes, so that the preparation is undone axis by axis. A sheared grid (gantry tilt) is straightened first.
 
     Args:
         case: As read.
@@ -41,15 +42,27 @@ def prepare(
             f"expected {len(normalisation)} image channels, found {len(case.image.array)}", code="read.channels"
         )
     file_grid = case.image.geometry
-    grid = file_grid.canonical.resampled(spacing_ijk_mm)
-    weights = grid_weights(file_grid.canonical, grid, smooth=True)
-    image = clipped(file_grid.axes.to_canonical(case.image.array), normalisation)
-    image = np.ascontiguousarray(resample(image, weights))
+    upright = file_grid.orthogonal
+    grid = upright.canonical.resampled(spacing_ijk_mm)
+    weights = grid_weights(upright.canonical, grid, smooth=True)
+    image = clipped(case.image.array, normalisation)
+    if upright is not file_grid:
+        lowest = (float(channel.min()) for channel in image)
+        image = np.stack(
+            [
+                straightened(channel, file_grid, upright, is_smooth=True, outside=low)
+                for channel, low in zip(image, lowest, strict=True)
+            ]
+        )
+    image = np.ascontiguousarray(resample(upright.axes.to_canonical(image), weights))
     channels = None
     if case.label is not None:
-        labels = schema.to_classes(file_grid.axes.to_canonical(case.label.array))
+        labels = schema.to_classes(case.label.array)
+        if upright is not file_grid:
+            labels = straightened(labels, file_grid, upright, is_smooth=False, outside=0.0)
+        labels = upright.axes.to_canonical(labels)
         # Not smoothed: a structure just thicker than two voxels of this grid would fall below one half everywhere.
-        channels = resample_channels(labels, grid_weights(file_grid.canonical, grid, smooth=False))
+        channels = resample_channels(labels, grid_weights(upright.canonical, grid, smooth=False))
     return PreparedCase(
         id=case.id,
         image=normalised(image, normalisation),

@@ -11,6 +11,7 @@ from medseg.core.case import PreparedCase
 from medseg.core.geometry import Axes
 from medseg.core.shapes import ANY
 from medseg.data.resample import AxisWeights, grid_weights
+from medseg.data.shear import Shear, index_map
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,16 +21,22 @@ class GridMapping:
     Attributes:
         weights: One for each axis R, A, S: linear interpolation of the network's voxels at the file's voxel centres.
         axes: The turn between R, A, S order and the file's own axes.
+        shear: Where the file's grid is sheared: the way back instead of the weights. Else None.
     """
 
     weights: tuple[AxisWeights, AxisWeights, AxisWeights]
     axes: Axes
+    shear: Shear | None = None
 
     @classmethod
     def of(cls, prepared: PreparedCase) -> GridMapping:
         """The mapping that undoes a case's preparation."""
         file_grid = prepared.file_geometry
-        return cls(grid_weights(prepared.geometry, file_grid.canonical, smooth=False), file_grid.axes)
+        upright = file_grid.orthogonal
+        is_sheared = upright is not file_grid
+        shear = Shear(index_map(file_grid, prepared.geometry), file_grid.shape_ijk) if is_sheared else None
+        weights = grid_weights(prepared.geometry, upright.canonical, smooth=False)
+        return cls(weights, upright.axes, shear)
 
     def to_file_axes(self, array: Shaped[np.ndarray, ANY]) -> Shaped[np.ndarray, ANY]:
         """An array of the file's grid in R, A, S order, turned to the file's own axes (contiguous)."""

@@ -14,6 +14,7 @@ from jaxtyping import Float, Integer
 from medseg.core.shapes import CIJK, IJK
 from medseg.data.resample import resample
 from medseg.data.restore import GridMapping
+from medseg.data.shear import Shear, sample_plane
 
 Activation = Literal["softmax", "sigmoid"]
 
@@ -45,6 +46,8 @@ def resolve(
         mapping: From that grid to the file's.
         activation: How a voxel is decided.
     """
+    if mapping.shear is not None:
+        return _resolve_sheared(logits_CIJK, mapping.shear, activation)
     weights_r, weights_a, weights_s = mapping.weights
     shape = tuple(len(axis.indices) for axis in mapping.weights)
     channels = np.empty(shape, np.int16)
@@ -55,3 +58,13 @@ def resolve(
         slab = resample(logits_CIJK, (weights_r, weights_a, weights_s.rows(planes)))
         channels[:, :, planes] = decide(slab, activation)
     return mapping.to_file_axes(channels)
+
+
+def _resolve_sheared(
+    logits_CIJK: Float[np.ndarray, CIJK], shear: Shear, activation: Activation
+) -> Integer[np.ndarray, "file_i file_j file_k"]:
+    channels = np.empty(shear.shape_ijk, np.int16)
+    for plane in range(shear.shape_ijk[2]):
+        logits_CIJ = sample_plane(logits_CIJK, shear, plane)
+        channels[:, :, plane] = decide(logits_CIJ[..., None], activation)[..., 0]
+    return channels
