@@ -38,8 +38,13 @@ def places_mm(geometry: Geometry) -> np.ndarray:
     return np.einsum("wn,nijk->wijk", geometry.affine_ras[:3], index)
 
 
+def depth_mm(geometry: Geometry, centre_mm: np.ndarray) -> np.ndarray:
+    """How deep each voxel lies in the ball, negative outside."""
+    return RADIUS_MM - np.linalg.norm(places_mm(geometry) - centre_mm[:, None, None, None], axis=0)
+
+
 def ball(geometry: Geometry, centre_mm: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(places_mm(geometry) - centre_mm[:, None, None, None], axis=0) <= RADIUS_MM
+    return depth_mm(geometry, centre_mm) >= 0
 
 
 CASES = [(degrees, seed) for seed, degrees in enumerate([*np.linspace(-30, -3, 10), *np.linspace(3, 30, 10)])]
@@ -64,13 +69,14 @@ def test_a_ball_in_a_tilted_scan_is_round_for_the_network_and_comes_back(degrees
         offset = np.argwhere(found).mean(axis=0) - np.argwhere(drawn).mean(axis=0)
         assert np.abs(offset).max() <= 0.5
         assert np.count_nonzero(found ^ drawn) / np.count_nonzero(drawn) <= 0.25
-    # And what the network finds comes back to the place in the file.
-    logits = np.stack([~drawn, drawn]).astype(np.float32)
+    # And what the network finds comes back to the place in the file; its logits grow smoothly towards the middle.
+    depth = depth_mm(network, centre_mm)
+    logits = np.stack([np.zeros_like(depth), depth]).astype(np.float32)
     back = resolve(logits, GridMapping.of(prepared), "softmax") == 1
     assert back.shape == SHAPE
     offset = np.argwhere(back).mean(axis=0) - np.argwhere(inside).mean(axis=0)
     assert np.abs(offset).max() <= 0.5
-    assert 2 * np.count_nonzero(back & inside) / (np.count_nonzero(back) + np.count_nonzero(inside)) >= 0.95
+    assert 2 * np.count_nonzero(back & inside) / (np.count_nonzero(back) + np.count_nonzero(inside)) >= 0.98
 
 
 def test_the_straight_grid_holds_every_voxel_of_the_sheared_one() -> None:
