@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from medseg.core.errors import Interrupted, MedsegError
+from medseg.core.errors import ConfigError, Interrupted, MedsegError
+from medseg.core.units import duration_s
 from medseg.core.version import VERSION
 from pipelines.outcome import Outcome
 
@@ -35,12 +35,32 @@ class SplitName(StrEnum):
     test = "test"
 
 
+class FormatName(StrEnum):
+    """A form of dataset."""
+
+    native = "native"
+    nnunet = "nnunet"
+    msd = "msd"
+
+
+class SurfaceName(StrEnum):
+    """What a surface is made of."""
+
+    elements = "elements"
+    borders = "borders"
+
+
 def parse_duration(text: str) -> float:
     """Seconds of ``90s``, ``20m``, ``2h``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
-    if not match or float(match[1]) <= 0:
-        raise typer.BadParameter(f"expected a duration such as 90s, 20m or 2h, found '{text}'")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+    try:
+        return duration_s(text)
+    except ConfigError as error:
+        raise typer.BadParameter(error.message) from None
+
+
+def codes_of(texts: list[str] | None) -> frozenset[str]:
+    """The codes of ``--allow a,b --allow c``."""
+    return frozenset(code.strip() for text in texts or () for code in text.split(",") if code.strip())
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -53,6 +73,10 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a config value; may be repeated.")
 ]
 Split = Annotated[SplitName | None, typer.Option(help="Only the cases of this split of a dataset.")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CODE,...", help="Go on where a problem of this code would stop; what was done is told."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -74,6 +98,12 @@ def answer(job: Callable[[], Outcome], *, as_json: bool, verbose: bool) -> None:
     except KeyboardInterrupt:
         _complain("interrupted", verbose)
         raise typer.Exit(130) from None
+    except OSError as error:  # what no room could explain better, such as a log that meets a full disk
+        from medseg.io.atomic import explained
+
+        told = explained(error, Path(str(error.filename or "a file")))
+        _complain(f"error: {told.message}", verbose)
+        raise typer.Exit(told.exit_code) from None
     if as_json:
         typer.echo(json.dumps(outcome.result, default=str))
     elif outcome.text:
@@ -157,6 +187,53 @@ def init(
 
 
 @app.command()
+def check(
+    dataset: Annotated[Path, typer.Argument(help="Folder of a dataset, its dataset.json, or a folder of images.")],
+    task: Annotated[str | None, typer.Option(help="Name of the task; default: the one that knows the data.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
+    allow: Allow = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for findings.json and a page of thumbnails.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find the defects of a dataset before training: file, defect, and what to do. Exit code 1 if any is an error.
+
+    Example: medseg check hn_oar --out findings
+    """
+
+    def job() -> Outcome:
+        from pipelines import check as pipeline
+
+        options = pipeline.CheckOptions(task=task, workers=workers, allow=codes_of(allow), out=out)
+        return pipeline.run(dataset, options, _display(quiet))
+
+    answer(job, as_json=json_, verbose=verbose)
+
+
+@app.command()
+def convert(
+    dataset: Annotated[Path, typer.Argument(help="Folder of a dataset, or its dataset.json.")],
+    to: Annotated[FormatName, typer.Option(help="Form to write.")],
+    out: Annotated[Path, typer.Option(help="Folder for the converted dataset.")],
+    json_: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a dataset in another form; what that form cannot hold stands in medseg.json beside it.
+
+    Example: medseg convert hn_oar --to nnunet --out Dataset001_HeadNeck
+    """
+
+    def job() -> Outcome:
+        from pipelines import convert as pipeline
+
+        return pipeline.run(dataset, pipeline.ConvertOptions(to=to.value, out=out), _display(quiet))
+
+    answer(job, as_json=json_, verbose=verbose)
+
+
+@app.command()
 def plan(
     dataset: Annotated[Path, typer.Argument(help="Folder of a dataset, or its dataset.json.")],
     out: Annotated[Path | None, typer.Option(help="File for the plan; medseg train --plan reads it.")] = None,
@@ -223,7 +300,7 @@ def train(
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder, or run folder.")],
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Volume files, folders of them, or a dataset.")
+        list[Path], typer.Argument(metavar="INPUT...", help="Volume files, DICOM series, folders of them, datasets.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the label maps.")],
     split: Split = None,
@@ -231,6 +308,7 @@ def predict(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one for each core.")] = None,
     tile_batch: Annotated[int, typer.Option(min=1, help="Windows given to the network at once.")] = 1,
     overlap: Annotated[float, typer.Option(min=0.0, max=0.95, help="Overlap of neighbouring windows.")] = 0.5,
+    allow: Allow = None,
     preview: Annotated[bool, typer.Option("--preview", help="Also draw the contours on each scan.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
     json_: Json = False,
@@ -249,7 +327,7 @@ def predict(
 
         options = pipeline.PredictOptions(
             out=out, split=split.value if split else None, device=device, threads=threads, tile_batch=tile_batch,
-            overlap=overlap, preview=preview, overwrite=overwrite,
+            overlap=overlap, allow=codes_of(allow), preview=preview, overwrite=overwrite,
         )  # fmt: skip
         return pipeline.run(bundle, inputs, options, _display(quiet))
 
@@ -260,13 +338,23 @@ def predict(
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of label maps, named by case.")],
     references: Annotated[Path, typer.Argument(help="A dataset, or a folder of label maps of the same names.")],
+    task: Annotated[str | None, typer.Option(help="Name of the task; default: the one that knows the data.")] = None,
     split: Split = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json, metrics.csv and figures.")] = None,
+    surface: Annotated[
+        SurfaceName, typer.Option(help="Surface elements as in DeepMind's surface-distance, or border voxels.")
+    ] = SurfaceName.elements,
+    labels: Annotated[Path | None, typer.Option(help="labels.json or dataset.json that names the structures.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="Predictions of another model for the same cases: a paired comparison.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for metrics, figures and report.html.")] = None,
     json_: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Compare predictions with references: Dice, surface Dice, HD95, volumes, with intervals and pictures.
+
+    With --compare OTHER: the differences between two models, with intervals and a sign test.
 
     Example: medseg evaluate predictions hn_oar --split validation --out evaluation
     """
@@ -274,7 +362,10 @@ def evaluate(
     def job() -> Outcome:
         from pipelines import evaluate as pipeline
 
-        options = pipeline.EvaluateOptions(split=split.value if split else None, out=out)
+        options = pipeline.EvaluateOptions(
+            split=split.value if split else None, out=out, surface=surface.value, labels=labels, compare=compare,
+            task=task,
+        )  # fmt: skip
         return pipeline.run(predictions, references, options, _display(quiet))
 
     answer(job, as_json=json_, verbose=verbose)

@@ -18,6 +18,7 @@ from medseg.inference.predictor import Prediction, Predictor
 from medseg.io.bundle import read_bundle
 from medseg.io.case import input_cases, read_case
 from medseg.io.dataset import is_dataset, read_dataset
+from medseg.io.exclusive import exclusive
 from medseg.io.label_tables import write_label_tables
 from medseg.io.manifest import Entry, Manifest, peak_memory_bytes, sha256_of
 from medseg.io.nifti import read_label_map, write_label_map
@@ -37,6 +38,7 @@ class PredictOptions:
     threads: int | None = None
     tile_batch: int = 1
     overlap: float = 0.5
+    allow: frozenset[str] = frozenset()
     preview: bool = False
     overwrite: bool = False
 
@@ -53,8 +55,17 @@ def run(bundle: Path, inputs: Sequence[Path], options: PredictOptions, listener:
     opened = read_bundle(bundle)
     description = describe(opened)
     records = cases_of(inputs, options.split, len(description.modalities))
-    write_label_tables(options.out, description.labels)
-    manifest = Manifest.open(options.out, opened.hash, settings(options))
+    with exclusive(options.out):
+        write_label_tables(options.out, description.labels)
+        manifest = Manifest.open(options.out, opened.hash, settings(options))
+        predict_all(bundle, records, manifest, options, listener)
+    return outcome(manifest, records, options.out)
+
+
+def predict_all(
+    bundle: Path, records: Sequence[CaseRecord], manifest: Manifest, options: PredictOptions, listener: Listener
+) -> None:
+    """Predict what is not done yet; a case that fails is recorded, and the others go on."""
     predictor: Predictor | None = None
     for done, record in enumerate(records):
         listener(Progress("cases", done, len(records)))
@@ -70,7 +81,6 @@ def run(bundle: Path, inputs: Sequence[Path], options: PredictOptions, listener:
             listener(Progress("cases", done, len(records), message=f"{record.id} failed: {error.message}"))
         manifest.add(entry)
     listener(Progress("cases", len(records), len(records)))
-    return outcome(manifest, records, options.out)
 
 
 def cases_of(inputs: Sequence[Path], split: Split | None, num_channels: int) -> list[CaseRecord]:
@@ -106,6 +116,7 @@ def settings(options: PredictOptions) -> dict[str, Any]:
         "tile_batch": options.tile_batch,
         "threads": options.threads,
         "device": options.device,
+        "allow": sorted(options.allow),
     }
 
 

@@ -16,6 +16,7 @@ from medseg.core.task import TaskSpec
 from medseg.core.version import VERSION
 from medseg.io.atomic import write_json_atomically
 from medseg.io.config import apply_overrides, read_yaml, write_yaml
+from medseg.io.exclusive import exclusive
 from pipelines.outcome import Outcome
 
 
@@ -43,25 +44,33 @@ def run(config_file: Path, options: TrainOptions, listener: Listener = silent) -
     """
     started = time.monotonic()
     spec, config = read_config(config_file, options)
-    files = resolve_reference(spec.files)
-    dataset = files.read_dataset(config.dataset)
+    dataset = resolve_reference(spec.files).read_dataset(config.dataset)
     if options.dry_run:
         result = {"config": config.model_dump(mode="json")}
         return Outcome(0, result, f"{config_file.name} is valid; nothing was trained")
 
+    from medseg.engine.tracking import RunFolder
+
+    folder = RunFolder(options.out or Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    with exclusive(folder.path):
+        open_run(folder, config, resume=options.resume)
+        listener(Progress("training", 0, None, message=f"run folder {folder.path}"))
+        return train_in(folder, spec, config, dataset, options, listener, started)
+
+
+def train_in(
+    folder: Any, spec: TaskSpec, config: Any, dataset: Any, options: TrainOptions, listener: Listener, started: float
+) -> Outcome:
+    """Plan, prepare, fit and finish, in a run folder that is ours."""
     from medseg.engine import throughput, trainer
     from medseg.engine.seeding import use_deterministic_algorithms, use_threads
-    from medseg.engine.tracking import RunFolder
     from medseg.inference.runtimes.torch import choose_device
 
     device = choose_device(config.trainer.device)
     use_threads(config.trainer.num_threads)
     if options.deterministic:
         use_deterministic_algorithms()
-    folder = RunFolder(options.out or Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    open_run(folder, config, resume=options.resume)
-    listener(Progress("training", 0, None, message=f"run folder {folder.path}"))
-
+    files = resolve_reference(spec.files)
     frozen = folder.plan if folder.plan.exists() else options.plan
     plan = read_plan(frozen) if frozen else files.make_plan(config, dataset, listener)
     task = resolve_reference(spec.create)(config, dataset, plan, listener)

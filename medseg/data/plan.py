@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from medseg.core.config import ConfigBase
 from medseg.core.geometry import Shape3, Spacing3
@@ -26,6 +27,16 @@ SMALLEST_MAP = 4
 """A feature map's axis is not strided below this many voxels. nnU-Net's rule."""
 
 
+MAX_PATCH_VOXELS = 2**28
+"""More do not fit into any machine: a plan that asks for them is damaged."""
+
+
+def _possible_patch(patch_ijk: Shape3) -> Shape3:
+    if min(patch_ijk) < 1 or np.prod(patch_ijk, dtype=object) > MAX_PATCH_VOXELS:
+        raise ValueError(f"expected at least one voxel along each axis and at most {MAX_PATCH_VOXELS} in all")
+    return patch_ijk
+
+
 class Plan(ConfigBase):
     """What training and prediction share.
 
@@ -34,7 +45,7 @@ class Plan(ConfigBase):
 
     spacing_ijk_mm: Spacing3
     """Of the network's grid along R, A, S."""
-    patch_ijk: Shape3
+    patch_ijk: Annotated[Shape3, AfterValidator(_possible_patch)]
     """Patch and sliding window, in voxels of the network's grid."""
     strides: tuple[Shape3, ...]
     """Stride into each stage of the network, the stem's first."""

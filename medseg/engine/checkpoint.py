@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,9 +48,15 @@ def save_checkpoint(
         "optimizer": {"param_groups": state["param_groups"], "numbers": numbers},
     }
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(
-        path, lambda temporary: save_file(contiguous, temporary, {"medseg": json.dumps(header)}), overwrite=True
-    )
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(contiguous, temporary, {"medseg": json.dumps(header)})
+        except SafetensorError as error:  # it has no other name for a full disk
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+
+    write_atomically(path, write, overwrite=True)
 
 
 def load_checkpoint(
@@ -91,7 +99,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint {path.name} in {path.parent}: start without --resume") from None
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is damaged ({error}): start the run anew") from error
     if header.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(f"{path.name} was written by another version of medseg: start the run anew")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from medseg.core.errors import MedsegError, ResourceError, WriteError
+
+LONGEST_SUFFIX = 12
+"""Longer parts of a name after a dot are no suffix: ``.safetensors`` is the longest."""
+
+TEMPORARY = ".medseg-tmp-"
+"""How the names of unfinished files and folders begin."""
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside a final one for what is not finished yet.
+
+    It is short, whatever the final name's length, and ends like it, because writers choose their format by that.
+    """
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
+    ending = "".join(suffix for suffix in path.suffixes[-2:] if len(suffix) <= LONGEST_SUFFIX)
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{digest}{ending}")
 
 
 def write_atomically(
@@ -33,8 +50,7 @@ def write_atomically(
         WriteError: The file exists (code ``write.exists``), or cannot be written (``write.failed``).
         ResourceError: The disk is full.
     """
-    # The name's end stays, because writers choose their format by it.
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = temporary_name(path)
     try:
         if not overwrite and path.exists():
             raise WriteError(f"{path.name} is there already: give --overwrite, or another --out", code="write.exists")

@@ -21,7 +21,7 @@ from safetensors.numpy import save as save_tensors
 
 from medseg.core.errors import CheckpointError, WriteError
 from medseg.core.version import VERSION
-from medseg.io.atomic import explained, write_bytes_atomically, write_json_atomically
+from medseg.io.atomic import explained, temporary_name, write_bytes_atomically, write_json_atomically
 
 SCHEMA_VERSION = 1
 
@@ -72,7 +72,7 @@ def write_bundle(
     }
     files = {name: _sha256(content) for name, content in contents.items()}
     document = {**manifest, "schema_version": SCHEMA_VERSION, "medseg_version": VERSION, "files": files}
-    fresh = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
+    fresh = temporary_name(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         for name, content in contents.items():
@@ -108,7 +108,7 @@ def _swap_in(fresh: Path, folder: Path) -> None:
     if not folder.exists():
         fresh.replace(folder)
         return
-    old = folder.with_name(f".old-{os.getpid()}-{folder.name}")
+    old = folder.with_name(f".old-{folder.name}")  # stays where a kill comes between: nothing of it is lost
     shutil.rmtree(old, ignore_errors=True)
     folder.replace(old)
     try:
@@ -127,7 +127,7 @@ def _read_description(folder: Path) -> tuple[bytes, dict[str, Any]]:
         raise CheckpointError(
             f"{folder.parent} is neither a bundle nor a finished run: there is no {DESCRIPTION}"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {DESCRIPTION} of {folder}: {error}") from error
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:

@@ -14,7 +14,17 @@ from medseg.io.atomic import write_text_atomically
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML in which a key that stands twice is a mistake and ``1e-3`` is a number."""
+    """Plain YAML in which a key that stands twice is a mistake and ``1e-3`` is a number.
+
+    Aliases are refused: a config says everything where it stands, and a few lines of them unfold to terabytes.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """As PyYAML's, without aliases."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not taken: write the value out", problem_mark=mark)
+        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -94,6 +104,8 @@ def _parsed(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{source} is not valid YAML{place}: {getattr(error, 'problem', error)}") from error
+    except RecursionError:
+        raise ConfigError(f"{source} is nested too deeply to be a config") from None
     except ValueError as error:  # such as the date 2001-02-30
         raise ConfigError(f"{source} is not valid YAML: {error}") from error
 

@@ -76,7 +76,7 @@ class Manifest:
                 manifest.entries = {
                     entry["id"]: Entry(**{**entry, "input": tuple(entry["input"])}) for entry in old["cases"]
                 }
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass  # no manifest, or not one of ours: nothing is known to be done
         return manifest
 

@@ -201,7 +201,7 @@ FILE_TO_LABEL_MAP = [
     for path in LIBRARY
     if path.relative_to(ROOT / "medseg").parts[0] in WITHOUT_TORCH
     and path != ROOT / "medseg/inference/runtimes/torch.py"
-] + [f"medseg.data.{name}" for name in ("fingerprint", "plan", "prepare", "resample", "restore", "splits")]
+] + [f"medseg.data.{name}" for name in ("fingerprint", "plan", "prepare", "resample", "restore", "shear", "splits")]
 
 
 def heavy_modules_after_importing(names: list[str]) -> str:

@@ -53,13 +53,15 @@ def load_runtime(
     Raises:
         CheckpointError: The weights do not fit the network: tensors are missing, foreign, or of another shape.
     """
-    network = build_model(
-        description.network, len(description.modalities), description.num_outputs, description.plan.strides
-    )
     try:
-        network.load_state_dict({name: torch.from_numpy(array).float() for name, array in weights.items()})
-    except RuntimeError as error:
-        raise CheckpointError(f"the bundle's weights do not fit its network: {error}") from error
+        with torch.device("meta"):  # shapes only: a description that asks for terabytes is refused before it gets them
+            network = build_model(
+                description.network, len(description.modalities), description.num_outputs, description.plan.strides
+            )
+        tensors = {name: torch.from_numpy(array).float() for name, array in weights.items()}
+        network.load_state_dict(tensors, assign=True)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"the bundle's weights do not fit its network: {error}"[:1000]) from error
     return TorchRuntime(network, description.num_outputs, device)
 
 
