@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 
 from medseg.core.config import ConfigBase
 from medseg.core.geometry import Shape3, Spacing3
+from medseg.core.units import MAX_SPACING_MM, MIN_SPACING_MM
 from medseg.data.config import Normalisation, PlanChoices, WindowNormalisation, ZScoreNormalisation
 from medseg.data.fingerprint import Fingerprint
 
@@ -37,13 +38,16 @@ def _possible_patch(patch_ijk: Shape3) -> Shape3:
     return patch_ijk
 
 
+Spacing = Annotated[float, Field(ge=MIN_SPACING_MM, le=MAX_SPACING_MM)]
+
+
 class Plan(ConfigBase):
     """What training and prediction share.
 
     ``num_steps`` and ``validate_every`` are null until the machine was measured or the config gave them.
     """
 
-    spacing_ijk_mm: Spacing3
+    spacing_ijk_mm: tuple[Spacing, Spacing, Spacing]
     """Of the network's grid along R, A, S."""
     patch_ijk: Annotated[Shape3, AfterValidator(_possible_patch)]
     """Patch and sliding window, in voxels of the network's grid."""

@@ -27,6 +27,11 @@ SCHEMA_VERSION = 1
 
 DESCRIPTION, WEIGHTS, PROBE = "bundle.json", "model.safetensors", "probe.npz"
 
+PROBE_ARRAYS = ("image", "logits")
+
+MAX_PROBE_BYTES = 2**28
+"""A probe is a window of a few thousand voxels; more is a bomb."""
+
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
@@ -96,11 +101,19 @@ def read_bundle(folder: Path) -> Bundle:
     contents = _checked_files(folder, manifest)
     try:
         weights = load_tensors(contents[WEIGHTS])
-        with np.load(io.BytesIO(contents[PROBE]), allow_pickle=False) as archive:
-            probe = {name: archive[name] for name in archive.files}
+        probe = _unpacked_probe(contents[PROBE])
     except (SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, LookupError, OSError, EOFError) as error:
         raise CheckpointError(f"the bundle {folder} is damaged ({error}): copy it again") from error
     return Bundle(folder, manifest, weights, probe, _sha256(text))
+
+
+def _unpacked_probe(content: bytes) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(io.BytesIO(content)) as packed:
+        sizes = {entry.filename: entry.file_size for entry in packed.infolist()}
+    if set(sizes) != {f"{name}.npy" for name in PROBE_ARRAYS} or sum(sizes.values()) > MAX_PROBE_BYTES:
+        raise ValueError(f"expected a small {PROBE} of {' and '.join(PROBE_ARRAYS)}, found {list(sizes)[:5]}")
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return {name: archive[name] for name in PROBE_ARRAYS}
 
 
 def _swap_in(fresh: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ Legend: B batch · C channels · the rest are one, two or three spatial axes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
@@ -74,7 +75,7 @@ class UNet(nn.Module):
         kernels = kernels or [[3] * num_axes for _ in features]
         if not len(features) == len(strides) == len(kernels):
             raise ValueError("features, strides and kernels need one entry a stage")
-        self.total_stride = tuple(int(torch.tensor([s[axis] for s in strides]).prod()) for axis in range(num_axes))
+        self.total_stride = tuple(math.prod(stride[axis] for stride in strides) for axis in range(num_axes))
         self.encoder = nn.ModuleList()
         width = in_channels
         for stage_features, kernel, stride in zip(features, kernels, strides, strict=True):

@@ -236,6 +236,15 @@ def test_a_hostile_bundle_is_refused(name: str, tmp_path: Path, run_folder: Path
     assert not list(tmp_path.rglob("proof*"))
 
 
+def test_the_bundle_itself_is_fine(tmp_path: Path, run_folder: Path, sample: Path, medseg) -> None:
+    """Unpacked, listed and described anew without a change, it predicts: each refusal above is for its own reason."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(run_folder / "bundle", bundle)
+    tensors(lambda weights: None)(bundle, tmp_path / "proof")
+    answer = medseg("predict", bundle, sample / "images" / "pt_222.nii.gz", "--out", tmp_path / "out")
+    assert answer.exit_code == 0, answer.stderr
+
+
 IDS = ["../outside", "..", ".", "a/b", "/absolute", "nul\0byte", "x" * 300, "back\\slash", "\ud800", "new\nline", ""]
 """Ids of cases that lead elsewhere, or name no file."""
 
