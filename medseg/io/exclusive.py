@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from medseg.core.errors import WriteError
+from medseg.core.errors import ConfigError
 from medseg.io.atomic import TEMPORARY, explained
 
 
@@ -22,7 +22,8 @@ def exclusive(folder: Path) -> Iterator[None]:
     however that ends. Where a file system knows no such locks, everything goes on without.
 
     Raises:
-        WriteError: Another process holds the folder (code ``write.busy``), or it cannot be made or written into.
+        ConfigError: Another process holds the folder (code ``write.busy``).
+        WriteError: It cannot be made or read.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-            raise WriteError(
+            raise ConfigError(
                 f"another medseg is writing into {folder}: wait for it, or give another --out", code="write.busy"
             ) from None
 
