@@ -41,6 +41,8 @@ def run(dataset_path: Path, options: PlanOptions, listener: Listener = silent) -
     config = validated(resolve_reference(spec.config_type), values_of(spec, dataset_path, options), "--set")
     files = resolve_reference(spec.files)
     dataset = files.read_dataset(dataset_path)
+    if options.budget_s is not None:
+        files.check_config(config, dataset)
     plan = files.make_plan(config, dataset, listener)
     if options.budget_s is not None:
         from medseg.engine.seeding import use_threads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from medseg.io.dataset import is_dataset, read_dataset
 from medseg.io.exclusive import exclusive
 from medseg.io.label_tables import write_label_tables
 from medseg.io.manifest import Entry, Manifest, peak_memory_bytes, sha256_of
-from medseg.io.nifti import read_label_map, write_label_map
+from medseg.io.nifti import write_label_map
+from medseg.io.volume import read_label_map
 from pipelines.outcome import Outcome, exit_code_of
 
 SOFT_TISSUE_HU = (-160.0, 240.0)
@@ -135,7 +136,7 @@ def predict_one(predictor: Predictor, record: CaseRecord, options: PredictOption
     description = predictor.description
     unlabelled = CaseRecord(record.id, record.patient, record.images)
     dataset = Dataset(description.name, description.modalities, description.labels, (unlabelled,), output)
-    case = read_case(unlabelled, dataset)
+    case = read_case(unlabelled, dataset, allow=options.allow)
     marks.append(time.perf_counter())
     prediction = predictor.predict_case(case)
     write_result(output, prediction, options)
@@ -151,6 +152,7 @@ def predict_one(predictor: Predictor, record: CaseRecord, options: PredictOption
         peak_memory_bytes=peak_memory_bytes(),
         volume_ml=prediction.volumes_ml,
         truncated={name: name in prediction.truncated for name in description.labels.names},
+        notes=tuple(asdict(note) for note in case.image.notes),
         input_sha256=sha256_of(record.images),
         output_sha256=sha256_of([output]),
     )

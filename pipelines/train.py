@@ -44,7 +44,9 @@ def run(config_file: Path, options: TrainOptions, listener: Listener = silent) -
     """
     started = time.monotonic()
     spec, config = read_config(config_file, options)
-    dataset = resolve_reference(spec.files).read_dataset(config.dataset)
+    files = resolve_reference(spec.files)
+    dataset = files.read_dataset(config.dataset)
+    files.check_config(config, dataset)
     if options.dry_run:
         result = {"config": config.model_dump(mode="json")}
         return Outcome(0, result, f"{config_file.name} is valid; nothing was trained")

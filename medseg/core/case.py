@@ -85,7 +85,8 @@ class PreparedCase:
     Attributes:
         id: Unique in its dataset.
         image: Normalised intensities, float32, axes in R, A, S order.
-        channels: Channel number of each voxel; None without a reference.
+        classes: Class number of each voxel, :data:`~medseg.core.labels.IGNORED` where nobody decided; None without a
+            reference.
         annotated: Per channel, whether somebody looked for it.
         geometry: The network's grid.
         file_geometry: The grid of the file that the result goes back to.
@@ -94,7 +95,7 @@ class PreparedCase:
 
     id: str
     image: Float[np.ndarray, CIJK]
-    channels: Integer[np.ndarray, IJK] | None
+    classes: Integer[np.ndarray, IJK] | None
     annotated: Bool[np.ndarray, " classes"]
     geometry: Geometry
     file_geometry: Geometry

@@ -19,6 +19,7 @@ class Finding:
         level: Errors make a case unusable or teach something wrong; warnings are worth a look.
         message: One sentence for a person: expected, found, where.
         remedy: What to do.
+        structures: That it concerns, by name.
     """
 
     case: str | None
@@ -27,3 +28,4 @@ class Finding:
     level: Level
     message: str
     remedy: str
+    structures: tuple[str, ...] = ()

@@ -87,8 +87,8 @@ class LabelSchema:
             )
         if min(values) < 1:
             raise ConfigError("label values must be positive integers; 0 is background")
-        if self.ignore_value is not None and self.ignore_value in self.class_values:
-            raise ConfigError(f"the ignore label {self.ignore_value} is also the value of a structure")
+        if self.ignore_value is not None and (self.ignore_value < 1 or self.ignore_value in self.class_values):
+            raise ConfigError(f"the ignore label must be positive and no structure's, found {self.ignore_value}")
         if strange := sorted(set(self.priority) - set(names)):
             raise ConfigError(f"the priority names {strange}, which are no structures")
         for structure in self.structures:
@@ -140,6 +140,30 @@ class LabelSchema:
         """Channel order after the patient is mirrored left to right; a structure without counterpart stays itself."""
         index = {structure.name: channel for channel, structure in enumerate(self.structures, start=1)}
         return (0, *(index[s.mirror] if s.mirror else index[s.name] for s in self.structures))
+
+    @cached_property
+    def mirrored_classes(self) -> tuple[int, ...]:
+        """What each class becomes when the patient is mirrored left to right; :attr:`mirrored_channels` without regions.
+
+        It is the class that belongs to the mirrored structures; :data:`IGNORED` where there is none.
+        """
+        if not self.has_regions:
+            return self.mirrored_channels
+        turned = self.membership[:, self.mirrored_channels]
+        fits = (turned[:, None] == self.membership[None]).all(axis=2)
+        return tuple(np.where(fits.any(axis=1), fits.argmax(axis=1), IGNORED).tolist())
+
+    @cached_property
+    def counts_as(self) -> Bool[np.ndarray, "channels channels"]:
+        """``counts_as[written, channel]``: whether a voxel predicted as one channel belongs to another too.
+
+        A voxel carries one value, that of the innermost region; it counts for every region that holds this value. The
+        identity without regions.
+        """
+        counts = np.eye(self.num_channels, dtype=bool)
+        for channel, structure in enumerate(self.structures, start=1):
+            counts[1:, channel] |= np.isin(self.values[1:], structure.reference_values)
+        return counts
 
     def label_dtype(self) -> np.dtype[np.unsignedinteger]:
         """The smallest unsigned type that holds every value."""

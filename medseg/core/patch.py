@@ -54,13 +54,15 @@ class PatchLocation:
         return i, j, k
 
 
-def cut_out(array_CIJK: Shaped[np.ndarray, CIJK], place: PatchLocation) -> Shaped[np.ndarray, "channels i j k"]:
-    """The voxels of a place; beyond the volume each channel is its smallest value (air, background)."""
+def cut_out(
+    array_CIJK: Shaped[np.ndarray, CIJK], place: PatchLocation, outside: int | None = None
+) -> Shaped[np.ndarray, "channels i j k"]:
+    """The voxels of a place; beyond the volume each channel is ``outside``, or its own smallest value (air)."""
     shape = (array_CIJK.shape[1], array_CIJK.shape[2], array_CIJK.shape[3])
     inner = array_CIJK[(slice(None), *place.inside(shape).to_slices())]
     if inner.shape[1:] == place.shape_ijk:
         return np.ascontiguousarray(inner)
-    fill = array_CIJK.min(axis=(1, 2, 3))
+    fill = array_CIJK.min(axis=(1, 2, 3)) if outside is None else np.full(len(array_CIJK), outside, array_CIJK.dtype)
     patch = np.broadcast_to(fill[:, None, None, None], (len(array_CIJK), *place.shape_ijk)).copy()
     before = [pad[0] for pad in place.padding(shape)]
     target = tuple(slice(lead, lead + size) for lead, size in zip(before, inner.shape[1:], strict=True))

@@ -6,12 +6,13 @@ in a :class:`TaskSpec`, which imports neither, and registers it under the entry-
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from medseg.core.config import ConfigBase
+from medseg.core.findings import Finding
 from medseg.core.progress import Listener
 
 if TYPE_CHECKING:
@@ -55,6 +56,22 @@ class TaskFiles(Protocol):
 
     def read_dataset(self, path: Path) -> Any:
         """A dataset's description; raises ConfigError."""
+        ...
+
+    def read_images(self, folder: Path) -> Any:
+        """The images in a folder as a dataset without labels, to be checked; raises ConfigError where there is none."""
+        ...
+
+    def check(self, dataset: Any, num_workers: int | None, allow: Collection[str], listener: Listener) -> list[Finding]:
+        """Find the defects of a dataset; those with an allowed code as warnings. No workers given: one a processor."""
+        ...
+
+    def draw_findings(self, path: Path, findings: Sequence[Finding], dataset: Any) -> None:
+        """One HTML page with a small picture of each place where something was found."""
+        ...
+
+    def check_config(self, config: Any, dataset: Any) -> None:
+        """Raise ConfigError where a valid config does not suit this dataset; before any work, reading no case."""
         ...
 
     def make_plan(self, config: Any, dataset: Any, listener: Listener) -> ConfigBase:

@@ -67,11 +67,13 @@ class LabelMap:
         array: ``IJK`` in the array axes of the file.
         geometry: The grid.
         record: The header's own words on the grid, where the file has any.
+        notes: What the reader met and dealt with.
     """
 
     array: Integer[np.ndarray, IJK]
     geometry: Geometry
     record: GridRecord | None = None
+    notes: tuple[Note, ...] = ()
 
     def __post_init__(self) -> None:
         if self.array.shape != self.geometry.shape_ijk:

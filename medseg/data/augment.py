@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from medseg.core.labels import IGNORED
 from medseg.core.shapes import BCIJK, BIJK
 from medseg.data.config import AugmentationConfig
 
@@ -22,28 +23,30 @@ Ranges = tuple[float, float]
 
 def mirrored(
     image_BCIJK: Float[Tensor, BCIJK],
-    channels_BIJK: Integer[Tensor, BIJK],
+    classes_BIJK: Integer[Tensor, BIJK],
     axes: Sequence[int],
-    mirrored_channels: Sequence[int],
+    mirrored_classes: Sequence[int],
 ) -> tuple[Float[Tensor, BCIJK], Integer[Tensor, BIJK]]:
     """Mirror patches along some of the axes R, A, S (0, 1, 2).
 
-    Along R the patient's sides change places, so left and right structures swap their channel numbers too.
+    Along R the patient's sides change places, so left and right structures swap their class numbers too;
+    ignored voxels stay ignored.
 
     Args:
         image_BCIJK: Patches.
-        channels_BIJK: Their channel numbers.
+        classes_BIJK: Their class numbers.
         axes: Spatial axes to mirror.
-        mirrored_channels: ``mirrored_channels[c]`` is what channel ``c`` becomes; an involution.
+        mirrored_classes: ``mirrored_classes[c]`` is what class ``c`` becomes.
     """
     if not axes:
-        return image_BCIJK, channels_BIJK
+        return image_BCIJK, classes_BIJK
     image_BCIJK = image_BCIJK.flip([axis + 2 for axis in axes])
-    channels_BIJK = channels_BIJK.flip([axis + 1 for axis in axes])
+    classes_BIJK = classes_BIJK.flip([axis + 1 for axis in axes])
     if 0 in axes:
-        swap = torch.as_tensor(mirrored_channels, dtype=channels_BIJK.dtype, device=channels_BIJK.device)
-        channels_BIJK = swap[channels_BIJK.long()]
-    return image_BCIJK, channels_BIJK
+        # IGNORED is -1, which picks the last entry: itself.
+        swap = torch.as_tensor((*mirrored_classes, IGNORED), dtype=classes_BIJK.dtype, device=classes_BIJK.device)
+        classes_BIJK = swap[classes_BIJK.long()]
+    return image_BCIJK, classes_BIJK
 
 
 def add_noise(
@@ -83,27 +86,27 @@ def apply_gamma(image_BCIJK: Float[Tensor, BCIJK], exponent_B: Float[Tensor, " b
 
 def augment(
     image_BCIJK: Float[Tensor, BCIJK],
-    channels_BIJK: Integer[Tensor, BIJK],
+    classes_BIJK: Integer[Tensor, BIJK],
     generators: Sequence[np.random.Generator],
     config: AugmentationConfig,
-    mirrored_channels: Sequence[int],
+    mirrored_classes: Sequence[int],
 ) -> tuple[Float[Tensor, BCIJK], Integer[Tensor, BIJK]]:
     """Augment a batch, each patch by its own generator.
 
     Args:
         image_BCIJK: Normalised patches.
-        channels_BIJK: Their channel numbers.
+        classes_BIJK: Their class numbers.
         generators: One for each patch.
         config: Probabilities and ranges.
-        mirrored_channels: See :func:`mirrored`.
+        mirrored_classes: See :func:`mirrored`.
     """
     axes_B = [_mirror_axes(rng, config) for rng in generators]
     pairs = [
-        mirrored(image_BCIJK[b : b + 1], channels_BIJK[b : b + 1], axes, mirrored_channels)
+        mirrored(image_BCIJK[b : b + 1], classes_BIJK[b : b + 1], axes, mirrored_classes)
         for b, axes in enumerate(axes_B)
     ]
     image_BCIJK = torch.cat([image for image, _ in pairs])
-    channels_BIJK = torch.cat([channels for _, channels in pairs])
+    classes_BIJK = torch.cat([classes for _, classes in pairs])
     noise_B = _drawn(generators, config.noise_probability, config.noise_std, 0.0)
     seeds = [int(rng.integers(2**31)) for rng in generators]
     brightness_B = _drawn(generators, config.brightness_probability, config.brightness_factor, 1.0)
@@ -117,7 +120,7 @@ def augment(
         image_BCIJK = scale_contrast(image_BCIJK, contrast_B)
     if (gamma_B != 1).any():
         image_BCIJK = apply_gamma(image_BCIJK, gamma_B)
-    return image_BCIJK, channels_BIJK
+    return image_BCIJK, classes_BIJK
 
 
 class Augmentd:
@@ -125,7 +128,7 @@ class Augmentd:
 
     Args:
         config: Probabilities and ranges.
-        mirrored_channels: See :func:`mirrored`.
+        mirrored_classes: See :func:`mirrored`.
         image_key, label_key: Entries ``(channels, i, j, k)`` and ``(i, j, k)`` of the dictionary.
         generator_key: Entry that holds the patch's ``numpy.random.Generator``.
     """
@@ -133,24 +136,24 @@ class Augmentd:
     def __init__(
         self,
         config: AugmentationConfig,
-        mirrored_channels: Sequence[int],
+        mirrored_classes: Sequence[int],
         image_key: str = "image",
-        label_key: str = "channels",
+        label_key: str = "classes",
         generator_key: str = "generator",
     ) -> None:
-        self.config, self.mirrored_channels = config, tuple(mirrored_channels)
+        self.config, self.mirrored_classes = config, tuple(mirrored_classes)
         self.image_key, self.label_key, self.generator_key = image_key, label_key, generator_key
 
     def __call__(self, patch: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The patch with image and label augmented."""
-        image, channels = augment(
+        image, classes = augment(
             patch[self.image_key][None],
             patch[self.label_key][None],
             [patch[self.generator_key]],
             self.config,
-            self.mirrored_channels,
+            self.mirrored_classes,
         )
-        return {**patch, self.image_key: image[0], self.label_key: channels[0]}
+        return {**patch, self.image_key: image[0], self.label_key: classes[0]}
 
 
 def _mirror_axes(rng: np.random.Generator, config: AugmentationConfig) -> list[int]:

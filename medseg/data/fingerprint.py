@@ -60,7 +60,7 @@ def fingerprint(cases: Iterable[Case], schema: LabelSchema) -> Fingerprint:
         canonical = case.image.geometry.canonical
         shapes.append(canonical.shape_ijk)
         spacings.append(canonical.spacing_ijk_mm)
-        intensities.append(_foreground_intensities(case, np.random.default_rng(number)))
+        intensities.append(_foreground_intensities(case, schema, np.random.default_rng(number)))
         annotated += case.annotated
         for name, volume_ml in _volumes_ml(case, schema).items():
             volumes[name].append(volume_ml)
@@ -73,9 +73,13 @@ def fingerprint(cases: Iterable[Case], schema: LabelSchema) -> Fingerprint:
     )
 
 
-def _foreground_intensities(case: Case, rng: np.random.Generator) -> np.ndarray:
+def _foreground_intensities(case: Case, schema: LabelSchema, rng: np.random.Generator) -> np.ndarray:
     """Intensities in the structures, ``(channels, voxels)``; of the whole image where nothing is labelled."""
-    inside = np.flatnonzero(case.label.array) if case.label is not None else np.empty(0, np.int64)
+    inside = np.empty(0, np.int64)
+    if case.label is not None:
+        inside = np.flatnonzero(case.label.array)
+        if schema.ignore_value is not None:
+            inside = inside[case.label.array.ravel()[inside] != schema.ignore_value]
     if len(inside) == 0:
         inside = np.arange(case.image.geometry.num_voxels)
     if len(inside) > MAX_INTENSITIES_PER_CASE:
@@ -87,9 +91,10 @@ def _foreground_intensities(case: Case, rng: np.random.Generator) -> np.ndarray:
 def _volumes_ml(case: Case, schema: LabelSchema) -> dict[str, float]:
     if case.label is None:
         return {}
-    counts = np.bincount(case.label.array.ravel(), minlength=int(schema.values.max()) + 1)
+    counts = np.bincount(case.label.array.ravel(), minlength=int(schema.class_values.max()) + 1)
+    num_voxels = {s.name: int(counts[list(s.reference_values)].sum()) for s in schema.structures}
     voxel_ml = case.image.geometry.voxel_volume_ml
-    return {s.name: float(counts[s.value] * voxel_ml) for s in schema.structures if counts[s.value]}
+    return {name: count * voxel_ml for name, count in num_voxels.items() if count}
 
 
 def _summary(values: np.ndarray) -> ChannelIntensities:

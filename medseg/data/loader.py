@@ -30,13 +30,13 @@ class PatchBatch:
 
     Attributes:
         image: Normalised intensities.
-        channels: Channel number of each voxel.
+        classes: Class number of each voxel, :data:`~medseg.core.labels.IGNORED` where nobody decided.
         annotated: Which channels somebody looked for, in each patch's case.
         case_ids: Where each patch comes from.
     """
 
     image: Float[Tensor, BCIJK]
-    channels: Integer[Tensor, BIJK]
+    classes: Integer[Tensor, BIJK]
     annotated: Bool[Tensor, "batch classes"]
     case_ids: tuple[str, ...]
 
@@ -44,7 +44,7 @@ class PatchBatch:
         """The same batch on a device."""
         return PatchBatch(
             self.image.to(device, non_blocking=True),
-            self.channels.to(device, non_blocking=True),
+            self.classes.to(device, non_blocking=True),
             self.annotated.to(device, non_blocking=True),
             self.case_ids,
         )
@@ -68,16 +68,16 @@ class SamplePatchd:
         self.foreground = [ForegroundVoxels.of(case) for case in cases]
 
     def __call__(self, item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The patch as a dictionary: image, channels, annotated, case_id, generator."""
+        """The patch as a dictionary: image, classes, annotated, case_id, generator."""
         request: PatchRequest = item["request"]
         number = case_of(request, self.seed, self.batch_size, len(self.cases))
         case, rng = self.cases[number], generator(self.seed, 2, request.step, request.index)
         shape = case.geometry.shape_ijk
         place = patch_location(rng, self.foreground[number], shape, self.patch_ijk, self.config.foreground_fraction)
-        assert case.channels is not None  # training cases are labelled; tasks see to it
+        assert case.classes is not None  # training cases are labelled; tasks see to it
         return {
             "image": torch.from_numpy(cut_out(case.image, place)),
-            "channels": torch.from_numpy(cut_out(case.channels[None], place)[0]),
+            "classes": torch.from_numpy(cut_out(case.classes[None], place, outside=0)[0]),
             "annotated": torch.from_numpy(case.annotated),
             "case_id": case.id,
             "generator": rng,
@@ -87,7 +87,7 @@ class SamplePatchd:
 def patch_batches(
     sampler: SamplePatchd,
     augmentation: AugmentationConfig,
-    mirrored_channels: Sequence[int],
+    mirrored_classes: Sequence[int],
     loader: LoaderConfig,
     start_step: int = 0,
     extra: Sequence[Transform] = (),
@@ -97,7 +97,7 @@ def patch_batches(
     Args:
         sampler: Cuts the patches.
         augmentation: What happens to them.
-        mirrored_channels: Channel order after mirroring left to right.
+        mirrored_classes: What each class becomes when the patient is mirrored left to right.
         loader: Processes beside the network.
         start_step: First step.
         extra: MONAI dictionary transforms after ours.
@@ -105,7 +105,7 @@ def patch_batches(
     from monai.data import Dataset  # seconds of import that prediction never pays
     from monai.transforms import Compose
 
-    transforms = Compose([sampler, Augmentd(augmentation, mirrored_channels), *extra])
+    transforms = Compose([sampler, Augmentd(augmentation, mirrored_classes), *extra])
     requests = _Requests(sampler.batch_size)
     dataset = Dataset(requests, transforms)
     return iter(
@@ -148,7 +148,7 @@ class _Steps:
 def _collated(patches: Sequence[Mapping[Hashable, Any]]) -> PatchBatch:
     return PatchBatch(
         image=torch.stack([torch.as_tensor(patch["image"]) for patch in patches]),
-        channels=torch.stack([torch.as_tensor(patch["channels"]) for patch in patches]),
+        classes=torch.stack([torch.as_tensor(patch["classes"]) for patch in patches]),
         annotated=torch.stack([patch["annotated"] for patch in patches]),
         case_ids=tuple(patch["case_id"] for patch in patches),
     )

@@ -13,7 +13,7 @@ from medseg.core.geometry import Spacing3
 from medseg.core.labels import LabelSchema
 from medseg.core.shapes import CIJK
 from medseg.data.config import Normalisation, WindowNormalisation
-from medseg.data.resample import grid_weights, resample, resample_channels
+from medseg.data.resample import grid_weights, resample, resample_classes
 from medseg.data.shear import straightened
 
 SMALLEST_STD = 1e-6
@@ -55,18 +55,18 @@ def prepare(
             ]
         )
     image = np.ascontiguousarray(resample(upright.axes.to_canonical(image), weights))
-    channels = None
+    classes = None
     if case.label is not None:
         labels = schema.to_classes(case.label.array)
         if upright is not file_grid:
             labels = straightened(labels, file_grid, upright, is_smooth=False, outside=0.0)
         labels = upright.axes.to_canonical(labels)
         # Not smoothed: a structure just thicker than two voxels of this grid would fall below one half everywhere.
-        channels = resample_channels(labels, grid_weights(upright.canonical, grid, smooth=False))
+        classes = resample_classes(labels, grid_weights(upright.canonical, grid, smooth=False))
     return PreparedCase(
         id=case.id,
         image=normalised(image, normalisation),
-        channels=channels,
+        classes=classes,
         annotated=case.annotated,
         geometry=grid,
         file_geometry=file_grid,

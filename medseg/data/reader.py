@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,25 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 
-from medseg.io.nifti import read_volume
+from medseg.io.volume import has_volume_suffix, is_dicom, read_channels
 
 
 class CheckedReader(ImageReader):  # type: ignore[misc]  # MONAI is untyped
-    """A MONAI ``ImageReader`` over :func:`medseg.io.nifti.read_volume`.
+    """A MONAI ``ImageReader`` over :func:`medseg.io.volume.read_channels`, for all formats that medseg reads.
+
+    Args:
+        allow: Codes of problems to go on with, as ``read_volume`` has them.
 
     Raises:
-        ReadError, GeometryError: As ``read_volume`` does; MONAI passes them on inside its own ``RuntimeError``.
+        ReadError, GeometryError: As ``read_channels`` does; MONAI's ``Compose`` passes them on inside a ``RuntimeError``.
     """
 
+    def __init__(self, allow: Collection[str] = ()) -> None:
+        self.allow = frozenset(allow)
+
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """True for .nii and .nii.gz."""
-        names = [filename] if isinstance(filename, str | Path) else list(filename)
-        return all(str(name).lower().endswith((".nii", ".nii.gz")) for name in names)
+        """True for volume files, DICOM files and folders."""
+        return all(has_volume_suffix(path) or is_dicom(path) for path in self.read(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[Path]:
         """The files to read, one a channel.
@@ -37,14 +42,14 @@ class CheckedReader(ImageReader):  # type: ignore[misc]  # MONAI is untyped
 
     def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict[str, Any]]:
         """Array and metadata as MONAI wants them; several volumes are stacked as channels."""
-        volumes = [read_volume(path) for path in img]
-        first = volumes[0]
-        array = first.array[0] if len(volumes) == 1 else np.concatenate([volume.array for volume in volumes])
-        affine = first.geometry.affine_ras.copy()
+        volume = read_channels(img, allow=self.allow)
+        is_single = len(volume.array) == 1
+        array = volume.array[0] if is_single else volume.array
+        affine = volume.geometry.affine_ras.copy()
         return array, {
             MetaKeys.AFFINE: affine,
             MetaKeys.ORIGINAL_AFFINE: affine.copy(),
-            MetaKeys.SPATIAL_SHAPE: np.array(first.geometry.shape_ijk),
+            MetaKeys.SPATIAL_SHAPE: np.array(volume.geometry.shape_ijk),
             MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel" if len(volumes) == 1 else 0,
+            MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel" if is_single else 0,
         }

@@ -14,6 +14,7 @@ from jaxtyping import Float, Integer, Shaped
 from scipy import ndimage
 
 from medseg.core.geometry import Geometry
+from medseg.core.labels import IGNORED
 from medseg.core.shapes import ANY, IJK
 
 
@@ -97,31 +98,41 @@ def resample(array: Float[np.ndarray, ANY], weights: Sequence[AxisWeights]) -> F
     return array
 
 
-def resample_channels(
-    channels: Integer[np.ndarray, IJK], weights: Sequence[AxisWeights]
+def resample_classes(
+    classes: Integer[np.ndarray, IJK], weights: Sequence[AxisWeights]
 ) -> Integer[np.ndarray, "new_i new_j new_k"]:
-    """Resample a map of channel numbers: each channel's mask linearly, then the largest share wins.
+    """Resample a map of class numbers: each class's mask linearly, then the largest share wins.
 
-    Only the box of each structure is touched. Equal shares go to the lower channel number.
+    Only the box of each class is touched. Equal shares go to the lower class number, and to :data:`IGNORED` last.
     """
-    shape = tuple(len(axis.indices) for axis in weights)
     if all(axis.is_identity for axis in weights):
-        return channels.copy()
+        return classes.copy()
+    undecided = classes == IGNORED
+    if not undecided.any():
+        return _largest_share(classes, weights)
+    last = int(classes.max()) + 1
+    resampled = _largest_share(np.where(undecided, classes.dtype.type(last), classes), weights)
+    resampled[resampled == last] = IGNORED
+    return resampled
+
+
+def _largest_share(classes: np.ndarray, weights: Sequence[AxisWeights]) -> np.ndarray:
+    shape = tuple(len(axis.indices) for axis in weights)
     best = np.zeros(shape, np.float32)
     covered = np.zeros(shape, np.float32)
-    winner = np.zeros(shape, channels.dtype)
-    boxes: Sequence[tuple[slice, ...] | None] = ndimage.find_objects(channels)
-    for channel, box in enumerate(boxes, start=1):
+    winner = np.zeros(shape, classes.dtype)
+    boxes: Sequence[tuple[slice, ...] | None] = ndimage.find_objects(classes)
+    for number, box in enumerate(boxes, start=1):
         if box is None:
             continue
         rows = tuple(_touched(axis, part) for axis, part in zip(weights, box, strict=True))
-        share = (channels[box] == channel).astype(np.float32)
+        share = (classes[box] == number).astype(np.float32)
         for axis, (of_axis, part, row) in enumerate(zip(weights, box, rows, strict=True)):
             share = _cropped(of_axis.rows(row), part).apply(share, axis)
         covered[rows] += share
         wins = share > best[rows]
         best[rows] = np.where(wins, share, best[rows])
-        winner[rows] = np.where(wins, channel, winner[rows])
+        winner[rows] = np.where(wins, number, winner[rows])
     winner[1.0 - covered >= best] = 0
     return winner
 

@@ -9,10 +9,11 @@ from jaxtyping import Integer
 
 from medseg.core.case import PreparedCase
 from medseg.core.geometry import Shape3
+from medseg.core.labels import IGNORED
 from medseg.core.patch import PatchLocation
 
 MAX_LOCATIONS = 10_000
-"""Voxels kept a structure and case to centre patches on: enough that no place of an organ is missed."""
+"""Voxels kept a class and case to centre patches on: enough that no place of an organ is missed."""
 
 
 @dataclass(frozen=True)
@@ -25,27 +26,33 @@ class PatchRequest:
 
 @dataclass(frozen=True, eq=False)
 class ForegroundVoxels:
-    """Voxels of each structure of a case that a patch may be centred on.
+    """Voxels of a case that a patch may be centred on.
 
     Attributes:
-        by_channel: Channel number → indices ``(n, 3)``; structures without a voxel are left out.
+        by_class: Class number → indices ``(n, 3)``; classes without a voxel, background and ignored ones are left out.
+        decided: Indices ``(n, 3)`` of voxels that are not ignored; None where any place will do.
     """
 
-    by_channel: dict[int, Integer[np.ndarray, "voxels 3"]]
+    by_class: dict[int, Integer[np.ndarray, "voxels 3"]]
+    decided: Integer[np.ndarray, "decided 3"] | None = None
 
     @classmethod
     def of(cls, prepared: PreparedCase) -> ForegroundVoxels:
-        """Find them; at most :data:`MAX_LOCATIONS` a structure, evenly spread."""
-        if prepared.channels is None:
+        """Find them; at most :data:`MAX_LOCATIONS` a class, evenly spread."""
+        if prepared.classes is None:
             return cls({})
-        voxels: dict[int, np.ndarray] = {}
-        flat = prepared.channels.ravel()
-        inside = np.flatnonzero(flat)
-        for channel in np.unique(flat[inside]):
-            places = inside[flat[inside] == channel]
-            kept = places[:: max(1, len(places) // MAX_LOCATIONS)]
-            voxels[int(channel)] = np.stack(np.unravel_index(kept, prepared.channels.shape), axis=1).astype(np.int32)
-        return cls(voxels)
+        shape, flat = prepared.classes.shape, prepared.classes.ravel()
+        inside = np.flatnonzero(flat > 0)
+        of_voxels = flat[inside]
+        voxels = {int(number): _spread(inside[of_voxels == number], shape) for number in np.unique(of_voxels)}
+        is_decided = flat != IGNORED
+        some_are_not = is_decided.any() and not is_decided.all()
+        return cls(voxels, _spread(np.flatnonzero(is_decided), shape) if some_are_not else None)
+
+
+def _spread(places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    kept = places[:: max(1, len(places) // MAX_LOCATIONS)]
+    return np.stack(np.unravel_index(kept, shape), axis=1).astype(np.int32)
 
 
 def generator(seed: int, *numbers: int) -> np.random.Generator:
@@ -74,11 +81,14 @@ def patch_location(
         foreground: Voxels to centre on.
         shape_ijk: Of the prepared case.
         patch_ijk: Of the patch. Along an axis where the case is smaller, the case is centred in it.
-        foreground_fraction: Probability of centring on a structure (drawn uniformly) rather than anywhere.
+        foreground_fraction: Probability of centring on a class (drawn uniformly) rather than anywhere. Where voxels are
+            ignored, "anywhere" is around one that is not, as in nnU-Net: a patch of ignored voxels teaches nothing.
     """
-    if foreground.by_channel and rng.random() < foreground_fraction:
-        channels = sorted(foreground.by_channel)
-        voxels = foreground.by_channel[channels[int(rng.integers(len(channels)))]]
+    voxels = foreground.decided
+    if foreground.by_class and rng.random() < foreground_fraction:
+        numbers = sorted(foreground.by_class)
+        voxels = foreground.by_class[numbers[int(rng.integers(len(numbers)))]]
+    if voxels is not None:
         centre = voxels[int(rng.integers(len(voxels)))]
         start = [int(middle) - size // 2 for middle, size in zip(centre, patch_ijk, strict=True)]
     else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pydantic import model_validator
+
 from medseg.core.config import ConfigBase, validated
 from medseg.core.errors import CheckpointError, ConfigError
 from medseg.core.labels import LabelSchema
 from medseg.data.plan import Plan
-from medseg.inference.resolve import Activation
+from medseg.inference.resolve import Activation, Decision
 from medseg.io.bundle import Bundle
 from medseg.models.config import NetworkConfig
 
@@ -33,6 +35,17 @@ class ModelDescription(ConfigBase):
     def num_outputs(self) -> int:
         """Logits a voxel: sigmoid networks have none for background."""
         return self.labels.num_channels - (self.activation == "sigmoid")
+
+    @property
+    def decision(self) -> Decision:
+        """How logits become channel numbers."""
+        return "regions" if self.labels.has_regions else self.activation
+
+    @model_validator(mode="after")
+    def _overlapping_structures_need_sigmoid(self) -> ModelDescription:
+        if self.labels.has_regions and self.activation == "softmax":
+            raise ValueError("its structures are regions that overlap, which softmax cannot give")
+        return self
 
 
 def describe(bundle: Bundle) -> ModelDescription:

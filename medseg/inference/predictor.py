@@ -23,7 +23,7 @@ from medseg.inference.resolve import resolve
 from medseg.inference.runtime import Runtime
 from medseg.inference.sliding import SlidingWindow, predict_logits
 from medseg.io.bundle import read_bundle
-from medseg.io.nifti import read_volume
+from medseg.io.volume import read_volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Prediction:
     Attributes:
         label_map: On the file's grid, with the dataset's values.
         seconds: Wall clock of each stage [s].
-        volumes_ml: Of each structure.
+        volumes_ml: Of each structure; a region's is that of all voxels that belong to it.
         truncated: Structures that touch an edge of the scan: the volume is that of the visible part.
     """
 
@@ -96,7 +96,7 @@ class Predictor:
         logits = predict_logits(prepared.image, self.runtime, self.sliding, listener)
         marks.append(time.perf_counter())
         mapping = GridMapping.of(prepared)
-        channels = resolve(self.runtime.to_numpy(logits), mapping, self.description.activation)
+        channels = resolve(self.runtime.to_numpy(logits), mapping, self.description.decision)
         marks.append(time.perf_counter())
         seconds = dict(zip(("prepare", "network", "resolve"), np.diff(marks).round(3).tolist(), strict=True))
         geometry = case.image.geometry
@@ -106,7 +106,7 @@ class Predictor:
 
 def volumes_ml(channels: Integer[np.ndarray, IJK], geometry: Geometry, schema: LabelSchema) -> dict[str, float]:
     """Volume of each structure [ml], 0 where it was not found."""
-    counts = np.bincount(channels.ravel(), minlength=schema.num_channels)
+    counts = np.bincount(channels.ravel(), minlength=schema.num_channels) @ schema.counts_as
     return {
         name: round(float(count) * geometry.voxel_volume_ml, 4)
         for name, count in zip(schema.names, counts[1:], strict=True)
@@ -116,5 +116,5 @@ def volumes_ml(channels: Integer[np.ndarray, IJK], geometry: Geometry, schema: L
 def truncated(channels: Integer[np.ndarray, IJK], schema: LabelSchema) -> tuple[str, ...]:
     """Structures with a voxel on the first or last plane of any axis."""
     faces = [channels.take(plane, axis).ravel() for axis in range(3) for plane in (0, -1)]
-    touching = set(np.unique(np.concatenate(faces)).tolist())
-    return tuple(name for channel, name in enumerate(schema.names, start=1) if channel in touching)
+    touching = schema.counts_as[np.unique(np.concatenate(faces))].any(axis=0)
+    return tuple(name for name, touches in zip(schema.names, touching[1:], strict=True) if touches)

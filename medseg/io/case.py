@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from medseg.core.case import Case, CaseRecord, Dataset
 from medseg.core.errors import ConfigError, GeometryError, LabelError, ReadError
 from medseg.core.labels import LabelSchema
 from medseg.core.volume import LabelMap, Volume
-from medseg.io.nifti import has_nifti_suffix, read_label_map, read_volume, stem_of
+from medseg.io.dataset import is_file_name
+from medseg.io.volume import (
+    VOLUME_SUFFIXES,
+    has_volume_suffix,
+    is_dicom,
+    is_folder,
+    read_channels,
+    read_label_map,
+    read_volume,
+    stem_of,
+)
 
 
-def read_case(record: CaseRecord, dataset: Dataset) -> Case:
+def read_case(record: CaseRecord, dataset: Dataset, *, allow: Collection[str] = ()) -> Case:
     """Read a case: all channels on one grid, the label on the same, its values in the schema.
+
+    Args:
+        record: Where its files are.
+        dataset: For its channels and labels.
+        allow: Codes of problems to go on with, as :func:`~medseg.io.volume.read_volume` has them.
 
     Raises:
         CaseError: One of these does not hold, or a file cannot be read.
     """
-    image = _read_image(record, len(dataset.channels))
-    label = None if record.label is None else _read_label(record.label, image, dataset.labels)
+    image = _read_image(record, len(dataset.channels), allow)
+    label = None if record.label is None else _read_label(record.label, image, dataset.labels, allow)
     return Case(record.id, image, label, dataset.labels.annotated_channels(record.annotated))
 
 
 def input_cases(inputs: Sequence[Path], num_channels: int) -> tuple[CaseRecord, ...]:
-    """The cases of volume files and folders of them, in the order given.
+    """The cases of volume files, DICOM files and series folders, and folders of them, in the order given.
 
-    Files of several channels are one case by their names: ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``. A named file that
-    is missing or no volume stays a case, whose reading then fails by itself.
+    A folder whose files are DICOM is one case of its name; of any other folder, the volume files and those sub-folders
+    that are DICOM series are taken. Files of several channels are one case by their names: ``CASE_0000.nii.gz``,
+    ``CASE_0001.nii.gz``. A named file that is missing or no volume stays a case, whose reading then fails by itself.
 
     Raises:
-        ConfigError: A folder holds no volume, or two files would give one output name.
+        ConfigError: A folder holds no volume, two inputs would give one output name, or a name cannot be that of an
+            output.
     """
-    files = [file for path in inputs for file in (_volumes_in(path) if path.is_dir() else [path])]
     cases: dict[str, dict[int, Path]] = {}
-    for path in files:
+    for path in (found for given in inputs for found in (_volumes_in(given) if is_folder(given) else [given])):
         name, channel = _case_and_channel(stem_of(path), num_channels)
+        if not is_file_name(name):
+            raise ConfigError(f"the input {path.name!r} cannot give its name to an output: rename it")
         channels = cases.setdefault(name, {})
         if channel in channels or (channels and next(iter(channels.values())).parent != path.parent):
             raise ConfigError(
@@ -49,13 +65,25 @@ def input_cases(inputs: Sequence[Path], num_channels: int) -> tuple[CaseRecord, 
 
 
 def _volumes_in(folder: Path) -> list[Path]:
+    from medseg.io.dicom_series import is_series_folder
+
     try:
-        names = sorted(entry for entry in folder.iterdir() if has_nifti_suffix(entry) and entry.name[0] != ".")
+        entries = sorted(entry for entry in folder.iterdir() if entry.name[0] != ".")
     except OSError as error:
         raise ConfigError(f"cannot look into the folder {folder}: {error.strerror or error}") from error
-    if not names:
-        raise ConfigError(f"the folder {folder} holds no .nii or .nii.gz file")
-    return names
+    found = [entry for entry in entries if (is_series_folder(entry) if entry.is_dir() else has_volume_suffix(entry))]
+    if not is_series_folder(folder):
+        if not found:
+            raise ConfigError(
+                f"the folder {folder} holds no volume: expected {', '.join(VOLUME_SUFFIXES)}, DICOM files, or folders of "
+                "them"
+            )
+        return found
+    if found:
+        raise ConfigError(
+            f"the folder {folder} holds DICOM files and also {found[0].name}: give what is meant by itself"
+        )
+    return [folder]
 
 
 def _case_and_channel(stem: str, num_channels: int) -> tuple[str, int]:
@@ -74,31 +102,24 @@ def _record(name: str, channels: dict[int, Path], num_channels: int) -> CaseReco
     return CaseRecord(name, name, images)
 
 
-def _read_image(record: CaseRecord, num_channels: int) -> Volume:
+def _read_image(record: CaseRecord, num_channels: int, allow: Collection[str]) -> Volume:
     if len(record.images) == 1:
-        return read_volume(record.images[0], num_channels=num_channels)
+        return read_volume(record.images[0], num_channels=num_channels, allow=allow)
     if len(record.images) != num_channels:
         raise ReadError(
             f"expected {num_channels} channels of {record.id}, found {[path.name for path in record.images]}",
             code="read.channels",
         )
-    volumes = [read_volume(path) for path in record.images]
-    first = volumes[0]
-    for path, volume in zip(record.images[1:], volumes[1:], strict=True):
-        difference = first.geometry.difference(volume.geometry)
-        if difference:
-            raise GeometryError(
-                f"{path.name} is not on the grid of {record.images[0].name}: {difference}; resample it first",
-                code="geometry.channels",
-            )
-    dtype = np.result_type(*(volume.array for volume in volumes))
-    dtype = np.dtype(np.float32) if dtype.kind == "f" else dtype
-    array = np.concatenate([volume.array for volume in volumes], dtype=dtype, casting="same_kind")
-    return Volume(array, first.geometry, first.record)
+    return read_channels(record.images, allow=allow)
 
 
-def _read_label(path: Path, image: Volume, labels: LabelSchema) -> LabelMap:
-    label = read_label_map(path)
+def _read_label(path: Path, image: Volume, labels: LabelSchema, allow: Collection[str]) -> LabelMap:
+    if is_dicom(path):
+        from medseg.io.dicom_labels import read_dicom_labels
+
+        label = read_dicom_labels(path, image.geometry, labels)
+    else:
+        label = read_label_map(path, allow=allow)
     difference = image.geometry.difference(label.geometry)
     if difference:
         raise GeometryError(

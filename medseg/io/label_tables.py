@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from medseg.core.errors import ConfigError
 from medseg.core.labels import LabelSchema
 from medseg.io.atomic import write_json_atomically, write_text_atomically
-from medseg.io.dataset import labels_of
+from medseg.io.label_names import label_entries, labels_of
 
 JSON, SLICER, SNAP = "labels.json", "labels.ctbl", "labels.txt"
 
@@ -24,12 +23,7 @@ SNAP_HEADER = """################################################
 
 def write_label_tables(folder: Path, schema: LabelSchema) -> None:
     """Write ``labels.json``, ``labels.ctbl`` and ``labels.txt``."""
-    entries: dict[str, object] = {"background": 0}
-    for structure in schema.structures:
-        entries[structure.name] = {
-            key: value for key, value in asdict(structure).items() if key != "name" and value is not None
-        }
-    write_json_atomically(folder / JSON, entries)
+    write_json_atomically(folder / JSON, label_entries(schema))
     colors = [(s.value, s.name, tuple(int(s.color[i : i + 2], 16) for i in (1, 3, 5))) for s in schema.structures]
     slicer = ["# Color table", "0 background 0 0 0 0"]
     slicer += [f"{value} {name.replace(' ', '_')} {r} {g} {b} 255" for value, name, (r, g, b) in colors]
@@ -57,5 +51,5 @@ def read_label_schema(folder: Path) -> LabelSchema:
         raise ConfigError(
             f"{folder} has no {JSON}, which names the structures: compare with a dataset, or predict again"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {JSON} of {folder}: {error}") from error

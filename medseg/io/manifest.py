@@ -13,6 +13,7 @@ from typing import Any, Literal
 from medseg.core.case import CaseRecord
 from medseg.core.version import VERSION
 from medseg.io.atomic import write_json_atomically
+from medseg.io.volume import files_of
 
 MANIFEST = "manifest.json"
 
@@ -33,6 +34,7 @@ class Entry:
         peak_memory_bytes: Of the process until then.
         volume_ml: Of each structure [ml].
         truncated: Whether each structure touches an edge of the scan.
+        notes: What the reader met and dealt with, each with ``code`` and ``message``.
         input_sha256: Of the input files together.
         output_sha256: Of the label map.
     """
@@ -46,6 +48,7 @@ class Entry:
     peak_memory_bytes: int | None = None
     volume_ml: Mapping[str, float] = field(default_factory=dict)
     truncated: Mapping[str, bool] = field(default_factory=dict)
+    notes: tuple[Mapping[str, str], ...] = ()
     input_sha256: str | None = None
     output_sha256: str | None = None
 
@@ -73,8 +76,10 @@ class Manifest:
         try:
             old = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             if old["bundle_hash"] == bundle_hash and old["settings"] == dict(settings):
+                lists = ("input", "notes")
                 manifest.entries = {
-                    entry["id"]: Entry(**{**entry, "input": tuple(entry["input"])}) for entry in old["cases"]
+                    entry["id"]: Entry(**{**entry, **{name: tuple(entry[name]) for name in lists}})
+                    for entry in old["cases"]
                 }
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass  # no manifest, or not one of ours: nothing is known to be done
@@ -109,10 +114,10 @@ class Manifest:
 
 
 def sha256_of(paths: Iterable[Path]) -> str | None:
-    """SHA-256 of files, one after the other; None where one cannot be read."""
+    """SHA-256 of inputs, file after file; None where one cannot be read."""
     digest = hashlib.sha256()
     try:
-        for path in paths:
+        for path in (file for given in paths for file in files_of(given)):
             with path.open("rb") as file:
                 while block := file.read(2**20):
                     digest.update(block)

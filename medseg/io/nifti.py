@@ -1,30 +1,26 @@
-"""NIfTI files: one checked door in, one checked door out.
+"""NIfTI files: what the header says is checked before it is believed, and results carry it unchanged.
 
-What cannot be read truly is refused. Readers of this field stop before the gzip trailer and so return altered voxels
-without a word; here a file is unpacked to its end, so CRC and length are checked, before a voxel of it is believed.
-The header comes first: nothing is allocated for voxels that the file cannot hold.
+Callers read through :mod:`medseg.io.volume`, the one door for all formats.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Float
 from nibabel.spatialimages import HeaderDataError
 
-from medseg.core.errors import CaseError, GeometryError, LabelError, ReadError, WriteError
+from medseg.core.errors import CaseError, GeometryError, ReadError, WriteError
 from medseg.core.geometry import Geometry
-from medseg.core.shapes import CIJK
-from medseg.core.volume import GridRecord, LabelMap, Volume
+from medseg.core.shapes import AFFINE
+from medseg.core.volume import GridRecord, LabelMap, Note, Volume
 from medseg.io.atomic import write_bytes_atomically
+from medseg.io.unpacking import Layout, Packing, check_promise, opened, read_voxels, size_of, truncated, unpacked
 
 SUFFIXES = (".nii.gz", ".nii")
 
@@ -33,11 +29,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 FORMATS = {348: (nib.Nifti1Header, b"n+1\x00", 344), 540: (nib.Nifti2Header, b"n+2\x00", 4)}
 """By header size [bytes]: class, magic of the one-file form, and where the magic stands. nifti1.h, nifti2.h."""
 
-MAX_VOXELS = 2**31
-"""More voxels than any scanner makes (2048 × 1024 × 1024): a header that asks for more is damaged."""
-
-MAX_RATIO = 1100
-"""Deflate packs no tighter than 1032 to 1 (zlib's technical notes): a header that promises more lies."""
+MAX_OFFSET_BYTES = 2**24
+"""Where the voxels may start at the latest: extensions of a header are notes, not data."""
 
 GRID_FIELDS = (
     "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
@@ -45,93 +38,49 @@ GRID_FIELDS = (
 )  # fmt: skip
 """The header's fields that say where the grid lies. nifti1.h; NIfTI-2 has the same names."""
 
-MAX_TRAILING_BYTES = 2**20
-"""What may follow the voxels; more is no padding but another image, or a bomb."""
+TYPES = {
+    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
+}  # fmt: skip
+"""Types of voxels by their code in the header; complex, coloured and 128-bit ones are not read. nifti1.h."""
 
-MAX_LABEL = 65535
-"""Largest label value that is read and written."""
+FORM_CODES = range(6)
+"""NIFTI_XFORM_UNKNOWN to NIFTI_XFORM_TEMPLATE_OTHER. nifti1.h and its amendment of 2019."""
 
-WHOLE_TOLERANCE = 1e-3
-"""How far a label may be from a whole number: headers store slopes as float32, so 255 · (1/255) is 1.00000006."""
+UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+"""Millimetres in the unit of length, by the lowest three bits of xyzt_units: unknown, m, mm, µm. nifti1.h."""
 
-
-def has_nifti_suffix(path: Path) -> bool:
-    """Whether a name ends in .nii or .nii.gz, in any case."""
-    return path.name.lower().endswith(SUFFIXES)
-
-
-def stem_of(path: Path) -> str:
-    """A file's name without .nii or .nii.gz."""
-    for suffix in SUFFIXES:
-        if path.name.lower().endswith(suffix):
-            return path.name[: -len(suffix)]
-    return path.stem
+SAME_FORM_TOLERANCE_VOXELS = 0.5
+"""Corners of sform and qform that lie further apart are worth a note."""
 
 
-def read_volume(path: Path, *, num_channels: int = 1) -> Volume:
-    """Read a scan.
+def read_nifti(path: Path, *, num_channels: int = 1) -> Volume:
+    """Read a one-file NIfTI image, packed or not, as it is stored.
 
     Args:
         path: A .nii or .nii.gz file.
         num_channels: Frames that the file must have along its fourth axis, as the Decathlon stores several channels.
 
     Returns:
-        The stored integers where the header does not scale them, else float32.
+        The stored integers where the header does not scale them, else float32, which may hold NaN.
 
     Raises:
-        ReadError: Missing, empty, truncated, damaged, not NIfTI, of other dimensions, or with NaN or infinite voxels.
+        ReadError: Missing, empty, truncated, damaged, not NIfTI, or of other dimensions.
         GeometryError: The header's grid is impossible.
     """
-    array, geometry, record = _read(path, num_channels)
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
-            array = array.astype(np.float32, copy=False)
-        num_strange = int(np.count_nonzero(~np.isfinite(array)))
-        if num_strange:
-            raise ReadError(
-                f"{path.name} holds {num_strange} voxels that are NaN or infinite, of {array.size}: "
-                "export the scan again",
-                code="read.nonfinite",
-            )
-    return Volume(array, geometry, record)
-
-
-def read_label_map(path: Path) -> LabelMap:
-    """Read a label map; its numbers come back in the smallest unsigned type that holds them.
-
-    Raises:
-        ReadError, GeometryError: As :func:`read_volume`.
-        LabelError: A value is not a whole number, negative, or above 65535.
-    """
-    channels, geometry, record = _read(path, num_channels=1)
-    array = channels[0]
-    if array.dtype.kind == "f":
-        whole = np.round(array)
-        if not (np.isfinite(array).all() and (np.abs(array - whole) < WHOLE_TOLERANCE).all()):
-            raise LabelError(
-                f"expected whole numbers in {path.name}, found fractions or NaN: it is no label map, or was "
-                "interpolated; export it again",
-                code="label.noninteger",
-            )
-        array = whole
-    low, high = array.min(), array.max()
-    if low < 0 or high > MAX_LABEL:
-        raise LabelError(
-            f"expected label values 0 to {MAX_LABEL} in {path.name}, found {low} to {high}: correct the label map",
-            code="label.range",
-        )
-    return LabelMap(array.astype(np.uint8 if high < 256 else np.uint16), geometry, record)
-
-
-def read_geometry(path: Path) -> tuple[Geometry, GridRecord]:
-    """Read only the header: the grid, and the header's own words on it. Whether the voxels are whole is not checked.
-
-    Raises:
-        ReadError, GeometryError: As :func:`read_volume`.
-    """
-    with _opened(path) as stream:
-        header, _ = _read_header(stream, path)
-    return _grid(header, path)
+    with opened(path) as file:
+        packing = _packing(file, path)
+        stream = unpacked(file, packing, path)
+        header, num_read = _read_header(stream, path)
+        layout = _layout(header, path, num_channels)
+        offset = _offset(header, path)
+        check_promise(offset + layout.num_bytes, size_of(file), packing, layout, path)
+        if len(stream.read(offset - num_read)) < offset - num_read:
+            raise truncated(path, offset + layout.num_bytes, num_read)
+        array = read_voxels(stream, layout, path)
+    # After the voxels: a damaged file is told as such, not as its affine.
+    geometry, notes = _grid(header, path)
+    channels = np.moveaxis(array.reshape((*geometry.shape_ijk, num_channels), order="F"), -1, 0)
+    return Volume(channels, geometry, GridRecord({field: np.array(header[field]) for field in GRID_FIELDS}), notes)
 
 
 def write_label_map(path: Path, label_map: LabelMap, *, overwrite: bool = False) -> None:
@@ -150,7 +99,7 @@ def write_label_map(path: Path, label_map: LabelMap, *, overwrite: bool = False)
 
     def check(written: Path) -> None:
         try:
-            same = _agree(read_label_map(written), label_map)
+            same = _agree(read_nifti(written), label_map)
         except CaseError:
             same = False
         if not same:
@@ -160,25 +109,33 @@ def write_label_map(path: Path, label_map: LabelMap, *, overwrite: bool = False)
 
 
 def _packed(label_map: LabelMap, path: Path) -> bytes:
-    record = label_map.record
-    affine = label_map.geometry.affine_ras
+    """Header and voxels by hand: nibabel's images correct odd headers, which here are to stay as they are."""
+    record, array, affine = label_map.record, label_map.array, label_map.geometry.affine_ras
+    if array.min() < 0:
+        raise WriteError(f"{path.name} would hold negative labels", code="write.header")
+    header = nib.Nifti1Header(endianness="<")
     try:
-        image = nib.Nifti1Image(label_map.array, affine, dtype=label_map.array.dtype)
+        header.set_data_shape(array.shape)
+        header.set_data_dtype(array.dtype)
         if record is None:
-            image.header.set_xyzt_units("mm")
-            image.set_qform(affine, 1)
-            image.set_sform(affine, 1)
+            header.set_zooms(label_map.geometry.spacing_ijk_mm)
+            header.set_xyzt_units("mm")
+            header.set_qform(affine, 1)
+            header.set_sform(affine, 1)
         else:
             for field, value in record.fields.items():
-                image.header[field] = value
-        content: bytes = image.to_bytes()
+                header[field] = value
     except (HeaderDataError, ValueError, OverflowError) as error:
         raise WriteError(f"{path.name} cannot be a NIfTI file: {error}", code="write.header") from error
-    return content
+    header["magic"], header["vox_offset"] = FORMATS[348][1], 352
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    voxels = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(order="F")
+    no_extensions = bytes(4)
+    return bytes(header.binaryblock) + no_extensions + voxels
 
 
-def _agree(back: LabelMap, wanted: LabelMap) -> bool:
-    if back.geometry.difference(wanted.geometry) or not np.array_equal(back.array, wanted.array):
+def _agree(back: Volume, wanted: LabelMap) -> bool:
+    if back.geometry.difference(wanted.geometry) or not np.array_equal(back.array[0], wanted.array):
         return False
     if back.record is None or wanted.record is None:
         return True
@@ -186,169 +143,146 @@ def _agree(back: LabelMap, wanted: LabelMap) -> bool:
     return all(back.record.fields[field] == wanted.record.fields[field] for field in fields)
 
 
-def _read(path: Path, num_channels: int) -> tuple[Num[np.ndarray, CIJK], Geometry, GridRecord]:
-    """Channels first, scaled as the header says, in native byte order."""
-    try:
-        with _opened(path) as stream:
-            header, num_header_bytes = _read_header(stream, path)
-            num_promised = _promised_bytes(header, path, num_channels)
-            _check_size(num_promised, isinstance(stream, gzip.GzipFile), path)
-            raw = _read_voxels(stream, header, num_header_bytes, path)
-        geometry, record = _grid(header, path)  # after the voxels: a damaged file is told as such, not as its affine
-        channels = np.moveaxis(raw.reshape((*geometry.shape_ijk, num_channels), order="F"), -1, 0)
-        return _scaled(channels, header, path), geometry, record
-    except MemoryError as error:
-        raise ReadError(f"{path.name} does not fit into this machine's memory", code="read.memory") from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
-    """The unpacked bytes of a file; whatever goes wrong while they are read becomes one clear error."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(2)
-            file.seek(0)
-            if not magic:
-                raise ReadError(f"{path.name} is empty: copy it again", code="read.empty")
-            if magic == GZIP_MAGIC:
-                with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
-                    yield unpacked
-            elif path.name.lower().endswith(".gz"):
-                raise ReadError(
-                    f"{path.name} is not gzipped, although its name says so: rename it, or copy it again",
-                    code="read.format",
-                )
-            else:
-                yield file
-    except FileNotFoundError:
-        raise ReadError(f"there is no file {path.name}: check the name", code="read.missing") from None
-    except EOFError as error:
+def _packing(file: io.BufferedReader, path: Path) -> Packing | None:
+    if file.peek(2)[:2] == GZIP_MAGIC:
+        return "gzip"
+    if path.name.lower().endswith(".gz"):
         raise ReadError(
-            f"{path.name} is truncated, the end of its gzip stream is missing: copy it again", code="read.truncated"
-        ) from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise ReadError(f"{path.name} is damaged ({error}): copy it again", code="read.crc") from error
-    except OSError as error:
-        raise ReadError(f"cannot read {path.name}: {error.strerror or error}", code="read.failed") from error
+            f"{path.name} is not gzipped, although its name says so: rename it, or copy it again", code="read.format"
+        )
+    return None
 
 
-def _read_header(stream: io.BufferedIOBase, path: Path) -> tuple[Any, int]:
-    """The header, and how many bytes were taken from the stream for it."""
-    start = stream.read(max(FORMATS))
+def _read_header(stream: io.BufferedReader, path: Path) -> tuple[Any, int]:
+    """The header as it stands, and how many bytes were taken from the stream for it."""
+    start = stream.read(4)  # the header's size is its first number, and tells the byte order
     for size, (header_class, magic, place) in FORMATS.items():
-        # The header's size is its first number, and tells the byte order.
-        if start[:4] not in (size.to_bytes(4, "little"), size.to_bytes(4, "big")):
-            continue
-        if len(start) < size:
-            raise _truncated(path, size, len(start))
-        if start[place:].startswith(magic):
-            try:
-                return header_class(start[:size], check=True), len(start)
-            except (HeaderDataError, ValueError, OverflowError, TypeError) as error:
-                raise _damaged_header(path, error) from error
+        for order, endianness in (("little", "<"), ("big", ">")):
+            if start != size.to_bytes(4, order):  # type: ignore[arg-type]  # a list loses its literals
+                continue
+            content = start + stream.read(size - 4)
+            if len(content) < size:
+                raise truncated(path, size, len(content))
+            if content[place:].startswith(magic):
+                # Unchecked: nibabel's checks mend silently what they find, and results shall carry it as it is.
+                return header_class(content, endianness=endianness, check=False), size
     raise ReadError(
         f"{path.name} is not a one-file NIfTI (.nii, .nii.gz): convert it, or leave it out", code="read.format"
     )
 
 
-def _damaged_header(path: Path, error: Exception) -> ReadError:
-    return ReadError(f"{path.name} has a damaged NIfTI header ({error}): copy it again", code="read.header")
+def _damaged_header(path: Path, reason: object) -> ReadError:
+    return ReadError(f"{path.name} has a damaged NIfTI header ({reason}): copy it again", code="read.header")
 
 
-def _promised_bytes(header: Any, path: Path, num_channels: int) -> int:
-    """Size of the unpacked file by its header, once that describes something to read."""
+def _layout(header: Any, path: Path, num_channels: int) -> Layout:
+    """What the header says of the voxels, once it describes something to read."""
+    code = int(header["datatype"])
+    if code not in TYPES:
+        raise ReadError(
+            f"expected integers or floats of at most 64 bits in {path.name}, found voxels of data type {code}: convert "
+            "it to one of them",
+            code="read.type",
+        )
+    stored = np.dtype(header.endianness + TYPES[code])
     try:
-        shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header.get_data_offset())
-    except (HeaderDataError, ValueError, OverflowError, KeyError) as error:
+        scaling = header.get_slope_inter()
+    except HeaderDataError as error:
         raise _damaged_header(path, error) from error
-    if dtype.kind not in "iuf":
-        raise ReadError(f"expected integers or floats in {path.name}, found voxels of {dtype}", code="read.type")
+    if int(header["bitpix"]) != 8 * stored.itemsize:
+        raise _damaged_header(path, f"{header['bitpix']} bits for voxels of {8 * stored.itemsize}")
+    if np.isinf(header["scl_slope"]):
+        raise _damaged_header(path, "an infinite slope")
+    shape = _shape(header, path)
     found = (*shape[:3], *(size for size in shape[3:] if size != 1))
     wanted = 3 if num_channels == 1 else 4
     if len(found) != wanted or min(found) < 1 or (wanted == 4 and found[3] != num_channels):
         frames = "" if num_channels == 1 else f" and {num_channels} channels along the fourth"
         raise ReadError(
-            f"expected three axes{frames} in {path.name}, found the shape {tuple(map(int, shape))}: "
-            "store one image a file",
+            f"expected three axes{frames} in {path.name}, found the shape {shape}: store one image a file",
             code="read.dimensions",
         )
-    num_voxels = _num_voxels(header)
-    if num_voxels > MAX_VOXELS:
-        raise ReadError(f"{path.name} claims {num_voxels} voxels: its header is damaged", code="read.dimensions")
-    return offset + num_voxels * int(dtype.itemsize)
+    is_scaled = scaling[0] is not None and scaling != (1.0, 0.0)
+    return Layout(found, stored, scaling if is_scaled else None)
 
 
-def _check_size(num_promised: int, is_packed: bool, path: Path) -> None:
-    num_bytes = path.stat().st_size
-    if is_packed and num_promised > MAX_RATIO * num_bytes:
-        raise ReadError(
-            f"{path.name} has {num_bytes} bytes, its header promises {num_promised}: it is damaged, copy it again",
-            code="read.length",
-        )
-    if not is_packed and num_promised > num_bytes:
-        raise _truncated(path, num_promised, num_bytes)
+def _shape(header: Any, path: Path) -> tuple[int, ...]:
+    dim = [int(size) for size in header["dim"]]
+    if not 1 <= dim[0] <= 7:
+        raise _damaged_header(path, f"{dim[0]} dimensions")
+    return tuple(dim[1 : dim[0] + 1])
 
 
-def _truncated(path: Path, expected: int, found: int) -> ReadError:
-    return ReadError(
-        f"{path.name} is truncated: expected {expected} bytes, found {found}; copy it again", code="read.truncated"
-    )
+def _offset(header: Any, path: Path) -> int:
+    """Where the voxels start; 0 stands for right behind the header and its four bytes of extension flags."""
+    offset, first = float(header["vox_offset"]), header.sizeof_hdr + 4
+    if offset == 0:
+        return int(first)
+    if not (first <= offset <= MAX_OFFSET_BYTES and offset.is_integer()):
+        raise _damaged_header(path, f"voxels from byte {offset:g} on")
+    return int(offset)
 
 
-def _num_voxels(header: Any) -> int:
-    return int(np.prod([int(size) for size in header.get_data_shape()], dtype=object))
-
-
-def _read_voxels(stream: io.BufferedIOBase, header: Any, num_read: int, path: Path) -> np.ndarray:
-    """The stored numbers in the file's order; the stream is read to its end, so that gzip checks CRC and length."""
-    num_voxels, dtype = _num_voxels(header), header.get_data_dtype()
-    gap = int(header.get_data_offset()) - num_read
-    # A NIfTI-1 header is shorter than what was read to recognise either kind.
-    stream.seek(gap, 1)
-    raw = np.empty(num_voxels, dtype)
-    target = memoryview(raw.view(np.uint8).data)
-    num_filled = 0
-    while num_filled < len(target):
-        count = stream.readinto(target[num_filled:])
-        if not count:
-            raise _truncated(path, len(target), num_filled)
-        num_filled += count
-    num_trailing = 0
-    while block := stream.read(2**16):
-        num_trailing += len(block)
-        if num_trailing > MAX_TRAILING_BYTES:
-            raise ReadError(f"{path.name} holds more than its header says: copy it again", code="read.length")
-    return raw.astype(raw.dtype.newbyteorder("="), copy=False)
-
-
-def _scaled(array: np.ndarray, header: Any, path: Path) -> np.ndarray:
+def _grid(header: Any, path: Path) -> tuple[Geometry, tuple[Note, ...]]:
+    """The grid by the standard's rule: the sform where it has a code, else the qform where it has one."""
+    i, j, k, *_ = _shape(header, path)
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    unit = int(header["xyzt_units"]) & 7
+    if not set(codes) <= set(FORM_CODES) or unit not in UNIT_MM:
+        raise _damaged_header(path, f"sform and qform codes {codes}, unit of length {unit}")
     try:
-        slope, inter = header.get_slope_inter()
-    except HeaderDataError as error:
-        raise _damaged_header(path, error) from error
-    if slope is None or (slope, inter) == (1.0, 0.0):
-        return array
-    scaled = np.empty_like(array, dtype=np.float32)
-    with np.errstate(over="ignore"):
-        for plane in range(array.shape[3]):  # in double precision, without a second volume of it
-            scaled[..., plane] = array[..., plane] * np.float64(slope) + np.float64(inter)
-    return scaled
-
-
-def _grid(header: Any, path: Path) -> tuple[Geometry, GridRecord]:
-    """The grid by nibabel's rule: the sform where it has a code, else the qform where it has one, else the spacing."""
-    try:
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-        shape = [int(size) for size in header.get_data_shape()]
+        with np.errstate(all="ignore"):  # an absurd affine overflows, and is then refused in words
+            affine, notes = _affine(header, path)
+            affine[:3] *= UNIT_MM[unit]
+            return Geometry(affine, (i, j, k)), notes
     except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
         raise GeometryError(
             f"{path.name} has a damaged orientation ({error}): copy it again", code="geometry.affine"
         ) from error
-    if len(shape) < 3:
-        raise ReadError(f"expected three axes in {path.name}, found the shape {tuple(shape)}", code="read.dimensions")
-    try:
-        with np.errstate(all="ignore"):  # an absurd affine overflows, and is then refused in words
-            geometry = Geometry(affine, (shape[0], shape[1], shape[2]))
     except GeometryError as error:
-        raise GeometryError(f"{path.name}: {error.message}", code=error.code) from error
-    return geometry, GridRecord({field: np.array(header[field]) for field in GRID_FIELDS})
+        told = "" if UNIT_MM[unit] == 1.0 else f" (its unit of length is {'m' if unit == 1 else 'µm'})"
+        raise GeometryError(f"{path.name}: {error.message}{told}", code=error.code) from error
+
+
+def _affine(header: Any, path: Path) -> tuple[Float[np.ndarray, AFFINE], tuple[Note, ...]]:
+    """In the header's unit of length, and what is odd about it."""
+    if int(header["sform_code"]) > 0:
+        affine = np.asarray(header.get_sform(), dtype=np.float64)
+        return affine, _qform_notes(header, affine, path)
+    if int(header["qform_code"]) > 0:
+        return _qform(header), ()
+    if (header["pixdim"][1:4] < 0).any():
+        raise HeaderDataError("a negative spacing")
+    # nibabel's reading of what ANALYZE left open, which is SPM's: x runs to the left, the centre is the origin.
+    unoriented = Note(
+        "geometry.unoriented",
+        f"{path.name} does not say where left and right are (no sform, no qform): read as left, anterior, superior",
+    )
+    return np.asarray(header.get_base_affine(), dtype=np.float64), (unoriented,)
+
+
+def _qform(header: Any) -> Float[np.ndarray, AFFINE]:
+    if header["pixdim"][0] == 0:  # "qfac = 0 is to be taken as 1", nifti1.h
+        header = header.copy()
+        header["pixdim"][0] = 1
+    return np.asarray(header.get_qform(), dtype=np.float64)
+
+
+def _qform_notes(header: Any, sform: Float[np.ndarray, AFFINE], path: Path) -> tuple[Note, ...]:
+    """Where a qform has a code too and lies elsewhere: other programs may show the patient there."""
+    if int(header["qform_code"]) == 0:
+        return ()
+    told = "its qform is damaged"
+    try:
+        qform = _qform(header)
+    except (HeaderDataError, ValueError):
+        qform = None
+    if qform is not None:
+        i, j, k = (size - 1 for size in _shape(header, path)[:3])
+        corners = np.array([[x, y, z, 1.0] for x in (0, i) for y in (0, j) for z in (0, k)])
+        apart = float(np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max())
+        if apart <= SAME_FORM_TOLERANCE_VOXELS * np.linalg.norm(sform[:3, :3], axis=0).min():
+            return ()
+        unit_mm = UNIT_MM[int(header["xyzt_units"]) & 7]
+        told = f"its qform lies up to {apart * unit_mm:.1f} mm away"
+    return (Note("geometry.qform", f"{path.name} was read by its sform; {told}: other programs may place it there"),)

@@ -26,9 +26,9 @@ class WeightedSum(nn.Module):
         self.terms, self.weights = nn.ModuleDict(dict(terms)), dict(weights)
 
     def forward(
-        self, logits: Float[Tensor, BL_SPATIAL], channels_B: Integer[Tensor, B_SPATIAL], annotated_BC: Bool[Tensor, BC]
+        self, logits: Float[Tensor, BL_SPATIAL], classes_B: Integer[Tensor, B_SPATIAL], annotated_BC: Bool[Tensor, BC]
     ) -> StepLoss:
         """The weighted sum, and each term without its weight."""
-        terms = {name: loss(logits, channels_B, annotated_BC) for name, loss in self.terms.items()}
+        terms = {name: loss(logits, classes_B, annotated_BC) for name, loss in self.terms.items()}
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return StepLoss(total, terms)

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from medseg.core.config import ConfigBase
+from medseg.core.errors import ConfigError
+from medseg.core.labels import LabelSchema
 
 Activation = Literal["softmax", "sigmoid"]
 Over = Literal["batch", "sample"]
@@ -124,3 +126,21 @@ LossConfig = Annotated[
     | DiceFocalConfig,
     Field(discriminator="kind"),
 ]
+
+
+def require_activation(config: LossConfig, schema: LabelSchema) -> None:
+    """Make sure that the network can say what the structures ask of it.
+
+    Raises:
+        ConfigError: Structures are regions that overlap, and the loss lets a voxel be one thing only.
+    """
+    if config.activation == "softmax" and schema.has_regions:
+        regions = [
+            structure.name for structure in schema.structures if structure.reference_values != (structure.value,)
+        ]
+        fixed = "activation" not in type(config).model_fields
+        remedy = "loss.kind to dice_bce or bce" if fixed else "loss.activation to sigmoid, or loss.kind to dice_bce"
+        raise ConfigError(
+            f"the structures {regions} are regions, which overlap with others, but loss.kind {config.kind} with softmax "
+            f"lets each voxel be one thing only: set {remedy}"
+        )

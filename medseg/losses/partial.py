@@ -18,7 +18,11 @@ share of the group's. Where all is annotated, G is background alone, and it is t
 Source: the marginal loss of Shi et al. 2021, "Marginal loss and exclusion loss for partially supervised multi-organ
 segmentation" (without their exclusion term).
 
-Legend: B batch · C classes, background first · S structures (classes without background) · then the spatial axes.
+**Ignored voxels** (class number -1), which nobody decided on, are left out one by one in the same spirit: they are in
+no sum and no mean, and their logits have a gradient of exactly 0.
+
+Legend: B batch · C channels, background first · S structures (channels without background) · K classes, the values of
+label maps; they are the channels unless structures are regions · then the spatial axes.
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ from torch import Tensor
 
 from medseg.core.shapes import ANY, B_SPATIAL, BL_SPATIAL
 
-BC = "batch classes"
+BC = "batch channels"
+KC = "classes channels"
 
 
 def full_precision(logits: Float[Tensor, BL_SPATIAL]) -> Float[Tensor, BL_SPATIAL]:
@@ -38,10 +43,10 @@ def full_precision(logits: Float[Tensor, BL_SPATIAL]) -> Float[Tensor, BL_SPATIA
 
 
 def log_probability_of_target(
-    logits_BC: Float[Tensor, BL_SPATIAL], channels_B: Integer[Tensor, B_SPATIAL], annotated_BC: Bool[Tensor, BC]
+    logits_BC: Float[Tensor, BL_SPATIAL], classes_B: Integer[Tensor, B_SPATIAL], annotated_BC: Bool[Tensor, BC]
 ) -> Float[Tensor, B_SPATIAL]:
     """Softmax: log of the probability that each voxel's label has, unannotated classes merged with background."""
-    target_B1 = channels_B.long().unsqueeze(1)
+    target_B1 = classes_B.long().unsqueeze(1)
     log_total_B1 = logits_BC.logsumexp(dim=1, keepdim=True)
     log_target_B1 = logits_BC.gather(1, target_B1)
     if not bool(annotated_BC.all()):
@@ -66,15 +71,56 @@ def supervised_cases(annotated_BC: Bool[Tensor, BC]) -> Bool[Tensor, " batch"]:
 
 
 def structure_targets(
-    channels_B: Integer[Tensor, B_SPATIAL], num_structures: int, dtype: torch.dtype
+    classes_B: Integer[Tensor, B_SPATIAL],
+    num_structures: int,
+    dtype: torch.dtype,
+    membership_KC: Bool[Tensor, KC] | None = None,
 ) -> Float[Tensor, BL_SPATIAL]:
-    """1 where a voxel is labelled with a structure, else 0; one channel a structure."""
-    numbers = torch.arange(1, num_structures + 1, device=channels_B.device, dtype=channels_B.dtype)
-    spread = (1, num_structures, *(1,) * (channels_B.ndim - 1))
-    return (channels_B.unsqueeze(1) == numbers.view(spread)).to(dtype)
+    """1 where a voxel belongs to a structure, else 0, also where it is ignored; one channel a structure.
+
+    Without ``membership_KC`` each class is one structure.
+    """
+    if membership_KC is not None:
+        table_SK = membership_KC[:, 1:].T.to(classes_B.device, dtype)
+        target_SB = table_SK[:, classes_B.clamp_min(0).flatten().long()]
+        return target_SB.view(num_structures, *classes_B.shape).transpose(0, 1)
+    numbers = torch.arange(1, num_structures + 1, device=classes_B.device, dtype=classes_B.dtype)
+    spread = (1, num_structures, *(1,) * (classes_B.ndim - 1))
+    return (classes_B.unsqueeze(1) == numbers.view(spread)).to(dtype)
 
 
-def weighted_mean(values: Tensor, weights: Bool[Tensor, ANY]) -> Float[Tensor, ""]:
-    """Mean of the values whose weight is true; 0, with a gradient of exactly 0, where none is."""
-    counts = weights.to(values.dtype)
-    return (values * counts).sum() / counts.sum().clamp_min(1)
+def decided_voxels(classes_B: Integer[Tensor, B_SPATIAL]) -> Bool[Tensor, B_SPATIAL] | None:
+    """Voxels that are not ignored; None where that is all of them, which then costs no more than before."""
+    decided_B = classes_B >= 0
+    return None if bool(decided_B.all()) else decided_B
+
+
+def without_ignored(
+    logits_BC: Float[Tensor, BL_SPATIAL], decided_B: Bool[Tensor, B_SPATIAL]
+) -> Float[Tensor, BL_SPATIAL]:
+    """Logits with zeros for ignored voxels: whatever they were, not even a NaN of theirs reaches a sum or a gradient."""
+    return logits_BC.masked_fill(~decided_B.unsqueeze(1), 0.0)
+
+
+def mean_over_voxels(
+    values: Tensor, counts: Bool[Tensor, ANY], decided_B: Bool[Tensor, B_SPATIAL] | None
+) -> Float[Tensor, ""]:
+    """Mean over the decided voxels of what counts.
+
+    Args:
+        values: One a voxel, ``(batch, *spatial)`` or ``(batch, structures, *spatial)``.
+        counts: Which cases, or which structures of which cases, ``(batch,)`` or ``(batch, structures)``.
+        decided_B: None: all voxels.
+    """
+    values = values.flatten(counts.ndim)
+    if decided_B is None:
+        return weighted_mean(values.mean(dim=-1), counts)
+    decided = decided_B.flatten(1) if counts.ndim == 1 else decided_B.flatten(1).unsqueeze(1)
+    num_decided = decided.sum(dim=-1)
+    return weighted_mean((values * decided).sum(dim=-1) / num_decided.clamp_min(1), counts * num_decided)
+
+
+def weighted_mean(values: Tensor, weights: Bool[Tensor, ANY] | Integer[Tensor, ANY]) -> Float[Tensor, ""]:
+    """Mean of the values by their weights; 0, with a gradient of exactly 0, where all weights are 0."""
+    weights = weights.to(values.dtype)
+    return (values * weights).sum() / weights.sum().clamp_min(1)

@@ -21,7 +21,7 @@ from medseg.core.geometry import Geometry, Shape3
 from medseg.core.labels import LabelSchema, Structure
 from medseg.core.shapes import IJK
 from medseg.metrics.overlap import dice
-from medseg.report.figures import new_figure, write_png
+from medseg.report.figures import new_figure, plain, write_png
 from medseg.report.planes import CONVENTION, PLANES, Plane, write_letters
 
 MAX_ROWS = 12
@@ -52,22 +52,24 @@ Box = tuple[slice, ...]
 
 @dataclass(frozen=True, eq=False)
 class _Contours:
-    """A label map, with the box around each of its values."""
+    """A label map, with the box around each structure that it holds."""
 
     labels: np.ndarray
-    boxes: dict[int, Box]
+    boxes: dict[Structure, Box]
 
     @classmethod
     def of(cls, labels: np.ndarray, schema: LabelSchema) -> _Contours:
-        found = ndimage.find_objects(labels, max_label=int(schema.values.max()))
-        return cls(labels, {value: box for value in schema.values.tolist() if value and (box := found[value - 1])})
+        largest = max(max(_values(structure)) for structure in schema.structures)
+        found = ndimage.find_objects(labels, max_label=largest)
+        of_structures = {s: [box for value in _values(s) if (box := found[value - 1])] for s in schema.structures}
+        return cls(labels, {structure: _around(boxes) for structure, boxes in of_structures.items() if boxes})
 
-    def mask(self, value: int, box: Box) -> np.ndarray:
-        mask: np.ndarray = self.labels[box] == value
+    def mask(self, structure: Structure, box: Box) -> np.ndarray:
+        mask: np.ndarray = np.isin(self.labels[box], _values(structure))
         return mask
 
-    def size(self, value: int) -> int:
-        return int(np.count_nonzero(self.mask(value, self.boxes[value]))) if value in self.boxes else 0
+    def size(self, structure: Structure) -> int:
+        return int(np.count_nonzero(self.mask(structure, self.boxes[structure]))) if structure in self.boxes else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,16 +121,16 @@ def draw_overlay(
     for row, structure in zip(panels, rows, strict=True):
         _draw_row(row, scene, structure)
     figure.legend(handles=_line_keys(scene), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
-    colors = [Line2D([], [], color=s.color, lw=2, label=s.name) for s in rows if s is not None]
+    colors = [Line2D([], [], color=s.color, lw=2, label=plain(s.name)) for s in rows if s is not None]
     if colors:
         figure.legend(handles=colors, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
-    figure.suptitle(f"{title}  ·  {CONVENTION}", fontsize=10, x=0.02, ha="left")
+    figure.suptitle(f"{plain(title)}  ·  {CONVENTION}", fontsize=10, x=0.02, ha="left")
     write_png(path, figure)
 
 
 def _rows(scene: _Scene) -> list[Structure | None]:
     """The structures to show, in the schema's order; one row without a structure where there is none."""
-    sizes = {s: max((found.size(s.value) for found in scene.maps), default=0) for s in scene.schema.structures}
+    sizes = {s: max((found.size(s) for found in scene.maps), default=0) for s in scene.schema.structures}
     largest = sorted((s for s in sizes if sizes[s]), key=lambda s: -sizes[s])[:MAX_ROWS]
     return [s for s in scene.schema.structures if s in largest] or [None]
 
@@ -151,21 +153,28 @@ def _draw_row(row: Any, scene: _Scene, structure: Structure | None) -> None:
 
 def _box_around(scene: _Scene, structure: Structure | None) -> Box:
     """Around the structure in all maps, the volume where there is none."""
-    found = [contours.boxes.get(structure.value) for contours in scene.maps] if structure else []
-    boxes = [box for box in found if box is not None]
-    if not boxes:
-        return tuple(slice(0, size) for size in scene.geometry.shape_ijk)
+    boxes = [contours.boxes[structure] for contours in scene.maps if structure in contours.boxes] if structure else []
+    return _around(boxes) if boxes else tuple(slice(0, size) for size in scene.geometry.shape_ijk)
+
+
+def _around(boxes: list[Box]) -> Box:
+    """One box around others."""
     return tuple(slice(min(box[a].start for box in boxes), max(box[a].stop for box in boxes)) for a in range(3))
+
+
+def _values(structure: Structure) -> list[int]:
+    """Of its voxels: its own in predictions, in references all those of its region."""
+    return sorted({structure.value, *structure.reference_values})
 
 
 def _centre(scene: _Scene, structure: Structure | None) -> Shape3:
     """The slice of each axis that holds most of the structure: as the reference has it, else as it was predicted."""
-    holders = [contours for contours in scene.maps if structure and structure.value in contours.boxes]
+    holders = [contours for contours in scene.maps if structure and structure in contours.boxes]
     if structure is None or not holders:
         i, j, k = (size // 2 for size in scene.geometry.shape_ijk)
         return i, j, k
-    box = holders[0].boxes[structure.value]
-    mask = holders[0].mask(structure.value, box)
+    box = holders[0].boxes[structure]
+    mask = holders[0].mask(structure, box)
     i, j, k = (side.start + _largest_slice(mask, axis) for axis, side in enumerate(box))
     return i, j, k
 
@@ -227,10 +236,10 @@ def _outlines(
     geometry: Geometry, contours: _Contours, plane: Plane, index: int, structure: Structure
 ) -> list[np.ndarray]:
     """Closed lines around a structure in a plane, points (x, y) in mm."""
-    box = contours.boxes.get(structure.value)
+    box = contours.boxes.get(structure)
     if box is None or not box[plane.across].start <= index < box[plane.across].stop:
         return []
-    inside = plane.slice_of(contours.mask(structure.value, box), index - box[plane.across].start)
+    inside = plane.slice_of(contours.mask(structure, box), index - box[plane.across].start)
     mask = np.pad(inside, 1).astype(np.float64)  # closes the line at the edge of the box and of the volume
     x, y = ((np.arange(box[a].start - 1, box[a].stop + 1) + 0.5) * geometry.spacing_ijk_mm[a] for a in plane.along)
     # contourpy does the work in panel.contour() too, which takes 5 ms a call: seconds where there are many structures.
@@ -246,14 +255,14 @@ def _draw_scale_bar(panel: Panel, right_mm: float, bottom_mm: float) -> None:
 
 def _caption(scene: _Scene, structure: Structure) -> str:
     if scene.prediction is None or scene.reference is None:
-        return structure.name
+        return plain(structure.name)
     box = _box_around(scene, structure)
-    predicted, contoured = (found.mask(structure.value, box) for found in (scene.prediction, scene.reference))
+    predicted, contoured = (found.mask(structure, box) for found in (scene.prediction, scene.reference))
     if not contoured.any():
-        return f"{structure.name}\nno reference"
+        return f"{plain(structure.name)}\nno reference"
     if not predicted.any():
-        return f"{structure.name}\nnot predicted"
-    return f"{structure.name}\nDice {dice(predicted, contoured):.2f}"
+        return f"{plain(structure.name)}\nnot predicted"
+    return f"{plain(structure.name)}\nDice {dice(predicted, contoured):.2f}"
 
 
 def _line_keys(scene: _Scene) -> list[Line2D]:

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes as Panel
 
 from medseg.core.labels import LabelSchema, Structure
-from medseg.metrics.surface import StructureScore
-from medseg.report.figures import new_figure, write_png
+from medseg.metrics.case import StructureScore
+from medseg.report.figures import new_figure, plain, scale_distances, write_png
 
 CaseScores = Mapping[str, Mapping[str, StructureScore]]
 
@@ -36,10 +36,12 @@ def draw_scores(path: Path, cases: CaseScores, schema: LabelSchema) -> None:
         panel.set_xlabel(label)
         panel.grid(axis="x", alpha=0.3)
         if metric == "hd95_mm":
-            panel.set_xlim(left=0.0)
+            largest_mm = max(value for name in schema.names for value in _values(cases, name, metric))
+            panel.set_xlim(0.0, 1.05 * largest_mm or 1.0)
+            scale_distances(panel, largest_mm)
         else:
             panel.set_xlim(-0.02, 1.02)
-    panels[0].set_yticks(range(len(schema.names)), schema.names)
+    panels[0].set_yticks(range(len(schema.names)), [plain(name) for name in schema.names])
     panels[0].set_ylim(len(schema.names) - 0.5, -0.5)
     figure.suptitle(f"{len(cases)} cases{_unfound(cases)}", fontsize=11)
     write_png(path, figure)

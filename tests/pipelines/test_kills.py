@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from medseg.io.atomic import TEMPORARY
-from medseg.io.nifti import read_label_map
+from medseg.io.volume import read_label_map
 
 QUICK_KILLS, ALL_KILLS = 6, 100
 STREAMS = (".jsonl",)

@@ -31,8 +31,8 @@ def through(label: np.ndarray, geometry: Geometry, spacing: tuple[float, float, 
     image = Volume(np.zeros((1, *label.shape), np.float32), geometry)
     case = Case("case", image, LabelMap(label, geometry), SCHEMA.annotated_channels(None))
     prepared = prepare(case, SCHEMA, spacing, [ZScoreNormalisation()])
-    assert prepared.channels is not None
-    logits = np.stack([prepared.channels == channel for channel in range(SCHEMA.num_channels)]).astype(np.float32)
+    assert prepared.classes is not None
+    logits = np.stack([prepared.classes == channel for channel in range(SCHEMA.num_channels)]).astype(np.float32)
     return SCHEMA.to_values(resolve(logits, GridMapping.of(prepared), "softmax"))
 
 

@@ -65,7 +65,7 @@ def test_a_ball_in_a_tilted_scan_is_round_for_the_network_and_comes_back(degrees
     assert network.is_orthogonal
     # For the network the ball is a ball: its image and its label agree with one drawn on that grid.
     drawn = ball(network, centre_mm)
-    for found in (prepared.image[0] > -300, prepared.channels == 1):
+    for found in (prepared.image[0] > -300, prepared.classes == 1):
         offset = np.argwhere(found).mean(axis=0) - np.argwhere(drawn).mean(axis=0)
         assert np.abs(offset).max() <= 0.5
         assert np.count_nonzero(found ^ drawn) / np.count_nonzero(drawn) <= 0.25

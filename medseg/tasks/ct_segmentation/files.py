@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from medseg.core.case import Case, CaseRecord, Dataset
 from medseg.core.errors import CaseError, ConfigError, TrainingError
+from medseg.core.findings import Finding
+from medseg.core.labels import LabelSchema, Structure
 from medseg.core.progress import Listener, Progress
+from medseg.data.check.facts import UNKNOWN
+from medseg.data.check.run import check_dataset
 from medseg.data.fingerprint import fingerprint
 from medseg.data.plan import Plan, StageRule, make_plan
 from medseg.data.splits import divide
-from medseg.io.case import read_case
+from medseg.io.case import input_cases, read_case
 from medseg.io.dataset import read_dataset
+from medseg.losses.config import require_activation
 from medseg.models.config import NetworkConfig, UNetConfig
 from medseg.tasks.ct_segmentation.config import CtSegmentationConfig
 
@@ -31,6 +36,28 @@ class CtSegmentationFiles:
     def read_dataset(self, path: Path) -> Dataset:
         """A dataset's description; raises ConfigError."""
         return read_dataset(path)
+
+    def read_images(self, folder: Path) -> Dataset:
+        """The images in a folder as a dataset without labels; raises ConfigError where there is none."""
+        records = input_cases([folder], num_channels=1)
+        nothing = LabelSchema((Structure("anything", 1),))  # a schema is never empty; no case has a label
+        return Dataset(folder.resolve().name, (UNKNOWN,), nothing, records, folder / "images")
+
+    def check(
+        self, dataset: Dataset, num_workers: int | None, allow: Collection[str], listener: Listener
+    ) -> list[Finding]:
+        """Find the defects of a dataset; see :func:`~medseg.data.check.run.check_dataset`."""
+        return check_dataset(dataset, num_workers=num_workers, allow=allow, listener=listener)
+
+    def draw_findings(self, path: Path, findings: Sequence[Finding], dataset: Dataset) -> None:
+        """One HTML page with three planes through each place where something was found."""
+        from medseg.report.thumbnails import write_findings_page
+
+        write_findings_page(path, findings, dataset)
+
+    def check_config(self, config: CtSegmentationConfig, dataset: Dataset) -> None:
+        """Raise ConfigError where structures overlap and the loss lets a voxel be one thing only."""
+        require_activation(config.loss, dataset.labels)
 
     def make_plan(self, config: CtSegmentationConfig, dataset: Dataset, listener: Listener) -> Plan:
         """Read the training cases once and decide what follows from them.
@@ -99,6 +126,8 @@ def readable(
                 failed[record.id] = error
         else:
             num_read += 1
+            notes = case.image.notes + (case.label.notes if case.label is not None else ())
+            message = "; ".join(f"{record.id}: {note.message}" for note in notes)
             yield case
         listener(Progress(stage, done, len(records), message=message))
     if records and not num_read:

@@ -86,7 +86,7 @@ class CtSegmentationTask:
             self.training, self.plan.patch_ijk, self.plan.batch_size, config.trainer.seed, config.sampling
         )
         return patch_batches(
-            sampler, config.augmentation, self.schema.mirrored_channels, config.loader, start_step=start_step
+            sampler, config.augmentation, self.schema.mirrored_classes, config.loader, start_step=start_step
         )
 
     def build_model(self) -> nn.Module:
@@ -95,8 +95,8 @@ class CtSegmentationTask:
         return build_model(description.network, len(description.modalities), description.num_outputs, self.plan.strides)
 
     def loss(self, model: nn.Module, batch: PatchBatch) -> StepLoss:
-        """The loss of a batch; what nobody annotated in a case does not count there."""
-        result: StepLoss = build_loss(self.config.loss)(model(batch.image), batch.channels, batch.annotated)
+        """The loss of a batch; what nobody annotated in a case, or decided in a voxel, does not count there."""
+        result: StepLoss = build_loss(self.config.loss, self.schema)(model(batch.image), batch.classes, batch.annotated)
         return result
 
     def validate(self, model: nn.Module, device: torch.device, case_numbers: Sequence[int]) -> Validation:
@@ -106,18 +106,18 @@ class CtSegmentationTask:
         scores = []
         for number in case_numbers:
             case = self.validation[number]
-            assert case.channels is not None  # validation cases are labelled, see divide()
+            assert case.classes is not None  # validation cases are labelled, see divide()
             logits = runtime.to_numpy(predict_logits(case.image, runtime, sliding))
-            channels = decide(logits, self.description.activation)
-            scores.append(channel_dice(channels, case.channels, case.annotated))
+            channels = decide(logits, self.description.decision)
+            scores.append(channel_dice(channels, case.classes, case.annotated, self.schema))
         return _validation(np.array(scores), self.schema)
 
     def draw_first_batches(self, path: Path) -> None:
         """A picture of the first patches as the network sees them."""
         batches = list(islice(self.train_batches(0), DRAWN_BATCHES))
         images = [image.numpy() for batch in batches for image in batch.image]
-        channels = [labels.numpy() for batch in batches for labels in batch.channels]
-        draw_first_batches(path, images, channels, self.schema)
+        classes = [labels.numpy() for batch in batches for labels in batch.classes]
+        draw_first_batches(path, images, classes, self.schema)
 
     def probe(self, network: nn.Module) -> dict[str, np.ndarray]:
         """A small input and the logits that the network gives for it, on the CPU."""

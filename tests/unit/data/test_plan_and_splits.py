@@ -37,6 +37,19 @@ def test_fingerprint_measures_the_foreground() -> None:
     assert found.median_volume_ml == {"a": pytest.approx(60 * 0.02), "b": None}
 
 
+@pytest.mark.parametrize("ignored", [3, 255])
+def test_fingerprint_counts_regions_whole_and_ignored_voxels_nowhere(ignored: int) -> None:
+    schema = LabelSchema((Structure("whole", 1, region=(1, 2)), Structure("core", 2)), ignore_value=ignored)
+    label = np.zeros((4, 5, 6), np.uint8)
+    label[0], label[1], label[2] = 1, 2, ignored
+    image = np.choose(np.minimum(label, 3), [-1000, 40, 60, 3000]).astype(np.int16)
+    grid = Geometry.from_spacing((4, 5, 6), (1.0, 1.0, 1.0))
+    case = Case("x", Volume(image[None], grid), LabelMap(label, grid), np.array([True, True, True]))
+    found = fingerprint([case], schema)
+    assert found.channels[0].mean == 50
+    assert found.median_volume_ml == {"whole": pytest.approx(0.060), "core": pytest.approx(0.030)}
+
+
 @given(
     st.lists(st.tuples(*[st.integers(8, 300)] * 3), min_size=1, max_size=5),
     st.tuples(*[st.floats(0.5, 6.0)] * 3),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from medseg.core.case import PreparedCase
 from medseg.core.geometry import Geometry
+from medseg.core.labels import IGNORED
 from medseg.data.augment import Augmentd, add_noise, apply_gamma, augment, mirrored, scale_brightness, scale_contrast
 from medseg.data.config import AugmentationConfig, LoaderConfig, SamplingConfig
 from medseg.data.loader import SamplePatchd, patch_batches
@@ -16,12 +19,12 @@ from medseg.data.sampling import ForegroundVoxels, PatchRequest, case_of, genera
 
 def prepared(name: str, shape=(20, 18, 16), seed: int = 0) -> PreparedCase:
     rng = np.random.default_rng(seed)
-    channels = np.zeros(shape, np.int16)
-    channels[2:5, 3:6, 4:7] = 1
-    channels[15:17, 3:6, 4:7] = 2
+    classes = np.zeros(shape, np.int16)
+    classes[2:5, 3:6, 4:7] = 1
+    classes[15:17, 3:6, 4:7] = 2
     grid = Geometry.from_spacing(shape, (1.0, 1.0, 1.0))
     image = rng.standard_normal((1, *shape)).astype(np.float32)
-    return PreparedCase(name, image, channels, np.array([True, True, True]), grid, grid, None)
+    return PreparedCase(name, image, classes, np.array([True, True, True]), grid, grid, None)
 
 
 @given(st.integers(1, 7), st.integers(1, 5), st.integers(0, 5))
@@ -37,15 +40,48 @@ def test_every_case_comes_once_before_any_comes_again(num_cases: int, batch_size
 def test_patches_lie_inside_and_centre_on_structures() -> None:
     case = prepared("a")
     foreground = ForegroundVoxels.of(case)
-    assert sorted(foreground.by_channel) == [1, 2]
+    assert sorted(foreground.by_class) == [1, 2]
     hits = []
     for number in range(400):
         place = patch_location(generator(0, number), foreground, (20, 18, 16), (8, 8, 8), 1.0)
         assert all(0 <= start <= size - 8 for start, size in zip(place.start_ijk, (20, 18, 16), strict=True))
-        found = case.channels[place.to_slices()]
-        hits.append([(found == channel).any() for channel in (1, 2)])
+        found = case.classes[place.to_slices()]
+        hits.append([(found == number).any() for number in (1, 2)])
     assert np.array(hits).any(axis=1).all(), "with foreground_fraction 1 each patch holds a structure"
     assert 0.35 < np.array(hits)[:, 0].mean() < 0.65, "structures are drawn uniformly, whatever their size"
+
+
+def test_ignored_voxels_are_never_centred_on() -> None:
+    case = prepared("a")
+    classes = np.full_like(case.classes, IGNORED)
+    classes[2:5, 3:6, 4:7] = 1
+    classes[12:14, 10:12, 8:10] = 0
+    foreground = ForegroundVoxels.of(replace(case, classes=classes))
+    assert sorted(foreground.by_class) == [1]
+    centres = {0: 0, 1: 0}
+    for number in range(200):
+        place = patch_location(generator(1, number), foreground, (20, 18, 16), (1, 1, 1), 0.5)
+        centres[int(classes[place.start_ijk])] += 1  # a patch of one voxel is its centre; no KeyError: none is ignored
+    assert min(centres.values()) > 20, "background that somebody decided on is seen too"
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_where_all_or_nothing_is_ignored_any_place_will_do(everything: bool) -> None:
+    case = prepared("a")
+    classes = np.full_like(case.classes, IGNORED) if everything else case.classes
+    foreground = ForegroundVoxels.of(replace(case, classes=classes))
+    assert foreground.decided is None
+    assert sorted(foreground.by_class) == ([] if everything else [1, 2])
+
+
+@pytest.mark.parametrize("smallest", [IGNORED, 1])
+def test_what_lies_beyond_the_case_is_background(smallest: int) -> None:
+    case = prepared("a", shape=(20, 8, 8))
+    case = replace(case, classes=np.full_like(case.classes, smallest))
+    sampler = SamplePatchd([case], (8, 8, 12), 1, 0, SamplingConfig())
+    classes = sampler({"request": PatchRequest(0, 0)})["classes"]
+    assert classes[:, :, [0, 1, 10, 11]].unique().tolist() == [0]
+    assert classes[:, :, 2:10].unique().tolist() == [smallest]
 
 
 def test_small_cases_are_centred_in_the_patch() -> None:
@@ -67,7 +103,7 @@ def test_batches_do_not_depend_on_where_the_run_started(num_workers: int) -> Non
         expected, found = next(whole), next(resumed)
         assert expected.case_ids == found.case_ids
         torch.testing.assert_close(expected.image, found.image, rtol=0, atol=0)
-        torch.testing.assert_close(expected.channels, found.channels, rtol=0, atol=0)
+        torch.testing.assert_close(expected.classes, found.classes, rtol=0, atol=0)
 
 
 def test_mirroring_left_to_right_swaps_sides_and_is_its_own_inverse() -> None:
@@ -81,6 +117,15 @@ def test_mirroring_left_to_right_swaps_sides_and_is_its_own_inverse() -> None:
     torch.testing.assert_close(back, channels)
     _, others = mirrored(image, channels, [1, 2], (0, 2, 1, 3))
     assert others[0, :, 0, 0].tolist() == [0, 1, 2, 3], "only mirroring along R changes sides"
+
+
+def test_ignored_voxels_are_mirrored_along_and_stay_ignored() -> None:
+    classes = torch.tensor([IGNORED, 1, 2, 0], dtype=torch.int16).reshape(1, 4, 1, 1)
+    image = torch.zeros(1, 1, 4, 1, 1)
+    _, turned = mirrored(image, classes, [0], (0, 2, 1))
+    assert turned.flatten().tolist() == [0, 1, 2, IGNORED]
+    _, turned = mirrored(image, classes, [1], (0, 2, 1))
+    assert turned.flatten().tolist() == [IGNORED, 1, 2, 0]
 
 
 def test_intensity_changes_do_what_they_say() -> None:
@@ -123,7 +168,7 @@ def test_augmentation_fits_into_a_monai_pipeline() -> None:
     pipeline = Compose([Augmentd(AugmentationConfig(mirror="none", **off), (0, 1)), ScaleIntensityd("image")])
     patch = {
         "image": torch.randn(1, 4, 4, 4),
-        "channels": torch.zeros(4, 4, 4, dtype=torch.int16),
+        "classes": torch.zeros(4, 4, 4, dtype=torch.int16),
         "generator": generator(0),
     }
     assert float(pipeline(patch)["image"].max()) == 1.0

@@ -107,18 +107,6 @@ def test_nnunet_raw_with_two_channels(tmp_path: Path) -> None:
     assert case.annotated.all()
 
 
-def test_regions_are_refused_until_they_are_honoured(tmp_path: Path) -> None:
-    document = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "whole": [1, 2]},
-        "file_ending": ".nii.gz",
-        "regions_class_order": [1],
-    }
-    (tmp_path / "dataset.json").write_text(json.dumps(document))
-    with pytest.raises(ConfigError, match="regions"):
-        read_dataset(tmp_path)
-
-
 def test_decathlon(tmp_path: Path) -> None:
     document = {
         "name": "Hippocampus",

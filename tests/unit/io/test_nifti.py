@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +11,8 @@ import pytest
 from medseg.core.errors import CaseError, GeometryError, LabelError, ReadError, WriteError
 from medseg.core.geometry import Geometry
 from medseg.core.volume import LabelMap
-from medseg.io.nifti import read_label_map, read_volume, write_label_map
+from medseg.io.nifti import GRID_FIELDS, write_label_map
+from medseg.io.volume import read_label_map, read_volume
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, -2.5, 0, 20], [0, 0, 3.0, -30], [0, 0, 0, 1]])
 
@@ -20,6 +22,17 @@ def saved(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE, **header: 
     for key, value in header.items():
         image.header[key] = value
     nib.save(image, path)
+    return path
+
+
+def altered(path: Path, **fields: object) -> Path:
+    """A good file but for some fields of its header, written without nibabel's corrections."""
+    header = nib.Nifti1Image(noise(), AFFINE).header
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    for name, value in fields.items():
+        header[name] = value
+    content = header.binaryblock + bytes(4) + noise().tobytes(order="F")
+    path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
     return path
 
 
@@ -56,10 +69,27 @@ def test_one_frame_in_four_dimensions_is_a_volume(tmp_path: Path) -> None:
         (lambda path: path.write_bytes(b"hello world" * 100), "read.format"),
         (lambda path: path.write_bytes(gzip.compress(b"hello world" * 100)), "read.format"),
         (lambda path: path.write_bytes(gzip.compress(b"x")), "read.format"),
-        (lambda path: path.mkdir(), "read.failed"),
+        (os.mkfifo, "read.failed"),
         (lambda path: saved(path, noise((4, 5, 6, 2))), "read.dimensions"),
         (lambda path: saved(path, noise((4, 5))), "read.dimensions"),
         (lambda path: saved(path, noise().astype(np.complex64)), "read.type"),
+        (lambda path: altered(path, datatype=1536, bitpix=128), "read.type"),
+        (lambda path: saved(path, np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")])), "read.type"),
+        (lambda path: altered(path, datatype=0), "read.type"),
+        (lambda path: altered(path, bitpix=8), "read.header"),
+        (lambda path: altered(path, vox_offset=100), "read.header"),
+        (lambda path: altered(path, vox_offset=352.5), "read.header"),
+        (lambda path: altered(path, vox_offset=np.nan), "read.header"),
+        (lambda path: altered(path, scl_slope=np.inf), "read.header"),
+        (lambda path: altered(path, scl_slope=1, scl_inter=np.nan), "read.header"),
+        (lambda path: altered(path, xyzt_units=4), "read.header"),
+        (lambda path: altered(path, sform_code=9), "read.header"),
+        (lambda path: altered(path, qform_code=-1), "read.header"),
+        (lambda path: altered(path, srow_x=[np.nan, 0, 0, 0]), "geometry.affine"),
+        (lambda path: altered(path, sform_code=0, qform_code=1, quatern_b=2), "geometry.affine"),
+        (lambda path: altered(path, sform_code=0, qform_code=1, pixdim=[3, 1, 1, 1, 0, 0, 0, 0]), "geometry.affine"),
+        (lambda path: altered(path, sform_code=0, qform_code=0, pixdim=[1, -1, 1, 1, 0, 0, 0, 0]), "geometry.affine"),
+        (lambda path: altered(path, xyzt_units=1), "geometry.spacing"),
         (lambda path: saved(path, np.full((4, 4, 4), np.nan, np.float32)), "read.nonfinite"),
         (lambda path: saved(path, noise(), np.diag([0.001, 1, 1, 1])), "geometry.spacing"),
         (lambda path: saved(path, noise(), np.diag([90.0, 1, 1, 1])), "geometry.spacing"),
@@ -197,3 +227,64 @@ def test_monai_reads_through_the_same_door(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="applying transform") as raised:
         Compose([LoadImaged("image", reader=CheckedReader())])(dict(ours))
     assert isinstance(raised.value.__cause__, ReadError)
+
+
+def codes_of_notes(path: Path) -> list[str]:
+    return [note.code for note in read_volume(path).notes]
+
+
+def test_a_qform_that_lies_elsewhere_is_told(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(noise(), AFFINE)
+    for shift_mm, wanted in ((0.9, []), (1.1, ["geometry.qform"])):  # the smallest spacing is 2 mm
+        image.set_sform(AFFINE, 1)
+        image.set_qform(AFFINE + np.eye(4, k=3) * shift_mm, 1)
+        nib.save(image, tmp_path / "a.nii")
+        assert codes_of_notes(tmp_path / "a.nii") == wanted
+        np.testing.assert_array_equal(read_volume(tmp_path / "a.nii").geometry.affine_ras, AFFINE)
+    assert "1.1 mm" in read_volume(tmp_path / "a.nii").notes[0].message
+    for code in ("qform_code", "sform_code"):  # with one of them there is nothing to differ from
+        image.header[code] = 0
+        nib.save(image, tmp_path / "a.nii")
+        image.header[code] = 1
+        assert codes_of_notes(tmp_path / "a.nii") == []
+    assert codes_of_notes(altered(tmp_path / "b.nii", qform_code=1, quatern_b=2)) == ["geometry.qform"]
+
+
+def test_a_file_that_knows_no_left_and_right_is_told(tmp_path: Path) -> None:
+    path = altered(tmp_path / "a.nii", sform_code=0, qform_code=0)
+    assert codes_of_notes(path) == ["geometry.unoriented"]
+    np.testing.assert_allclose(read_volume(path).geometry.affine_ras, nib.load(path).affine)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pixdim": [0, 2, 2.5, 3, 7, 0, 0, 0], "qform_code": 1, "sform_code": 0},
+        {"sform_code": 0, "qform_code": 0},
+        {"xyzt_units": 3, "srow_x": [2000, 0, 0, 1], "srow_y": [0, 2500, 0, 1], "srow_z": [0, 0, 3000, 1]},
+        {"xyzt_units": 8 + 2, "pixdim": [1, -2, 2.5, 3, 7, 1, 1, 1]},
+    ],
+)
+def test_odd_headers_are_written_back_as_they_were(tmp_path: Path, fields: dict[str, object]) -> None:
+    volume = read_volume(altered(tmp_path / "in.nii", **fields))
+    write_label_map(tmp_path / "out.nii", LabelMap(np.ones((6, 7, 8), np.uint8), volume.geometry, volume.record))
+    before, after = (
+        nib.Nifti1Header((tmp_path / name).read_bytes()[:348], check=False) for name in ("in.nii", "out.nii")
+    )
+    for key in GRID_FIELDS:
+        np.testing.assert_array_equal(after[key], before[key], err_msg=key)
+
+
+def test_a_qfac_of_zero_counts_as_one(tmp_path: Path) -> None:
+    fields = {"qform_code": 1, "sform_code": 0, "quatern_b": 0.5, "quatern_c": 0, "quatern_d": 0, "qoffset_x": 7}
+    affines = [
+        read_volume(altered(tmp_path / "a.nii", pixdim=[qfac, 2, 2.5, 3, 0, 0, 0, 0], **fields)).geometry.affine_ras
+        for qfac in (0, 1)
+    ]
+    np.testing.assert_array_equal(*affines)
+
+
+def test_stored_numbers_beyond_float32_are_kept_as_integers(tmp_path: Path) -> None:
+    array = np.full((3, 4, 5), 2**40 + 1, np.int64)
+    nib.save(nib.Nifti1Image(array, AFFINE, dtype=np.int64), tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.nii.gz").array[0], array)

@@ -10,8 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medseg.core.labels import IGNORED, LabelSchema, Structure
 from medseg.losses.build import build_loss
-from medseg.losses.config import DiceBinaryCrossEntropyConfig, DiceConfig, DiceFocalConfig, FocalConfig, LossConfig
+from medseg.losses.config import (
+    DiceBinaryCrossEntropyConfig,
+    DiceConfig,
+    DiceCrossEntropyConfig,
+    DiceFocalConfig,
+    FocalConfig,
+    LossConfig,
+)
 from medseg.losses.partial import log_probability_of_target
 
 NUM_STRUCTURES = 3
@@ -32,13 +40,15 @@ def name(config) -> str:
     return "-".join(str(value) for value in (config.kind, config.activation, getattr(config, "over", "")) if value)
 
 
-def draw(config, annotated, shape, seed):
+def draw(config, annotated, shape, seed, ignored=0.0):
+    """Logits, classes, annotated; ``ignored`` is the probability of a voxel to be ignored."""
     rng = np.random.default_rng(seed)
     annotated = np.array([[True, *row] for row in annotated])
     num_logits = NUM_STRUCTURES + (config.activation == "softmax")
     logits = 2 * rng.standard_normal((len(annotated), num_logits, *shape))
-    channels = rng.integers(0, NUM_STRUCTURES + 1, (len(annotated), *shape))
-    return logits, channels, annotated
+    classes = rng.integers(0, NUM_STRUCTURES + 1, (len(annotated), *shape))
+    classes[rng.random(classes.shape) < ignored] = IGNORED
+    return logits, classes, annotated
 
 
 def probabilities(config, logits) -> np.ndarray:
@@ -48,83 +58,109 @@ def probabilities(config, logits) -> np.ndarray:
     return np.concatenate([np.full_like(logits[:1], np.nan), 1 / (1 + np.exp(-logits))])
 
 
-def voxelwise(config, logits, channels, annotated) -> float:
+def voxelwise(config, logits, classes, annotated) -> float:
     gamma = getattr(config, "gamma", 0)
     values = []
-    for x, labels, known in zip(logits, channels, annotated, strict=True):
+    for x, labels, known in zip(logits, classes, annotated, strict=True):
         p = probabilities(config, x)
+        decided = labels >= 0
         if config.activation == "softmax" and known[1:].any():
             group = [0, *np.flatnonzero(~known)]
             merged = [p[group].sum(axis=0) if c in group else p[c] for c in range(NUM_STRUCTURES + 1)]
-            right = np.choose(labels, merged)
-            values.append(-np.log(right) * (1 - right) ** gamma)
+            right = np.choose(np.maximum(labels, 0), merged)
+            values.append((-np.log(right) * (1 - right) ** gamma)[decided])
         elif config.activation == "sigmoid":
             for c in np.flatnonzero(known[1:]) + 1:
                 right = np.where(labels == c, p[c], 1 - p[c])
-                values.append(-np.log(right) * (1 - right) ** gamma)
-    return float(np.mean(values)) if values else 0.0
+                values.append((-np.log(right) * (1 - right) ** gamma)[decided])
+    voxels = np.concatenate([np.empty(0), *values])
+    return float(voxels.mean()) if len(voxels) else 0.0
 
 
-def dice(config, logits, channels, annotated) -> float:
+def dice(config, logits, classes, annotated) -> float:
     values = []
     for c in range(1, NUM_STRUCTURES + 1):
-        cases = np.flatnonzero(annotated[:, c])
-        groups = [[b] for b in cases] if config.over == "sample" else [cases] if len(cases) else []
+        cases = [b for b in np.flatnonzero(annotated[:, c]) if (classes[b] >= 0).any()]
+        groups = [[b] for b in cases] if config.over == "sample" else [cases] if cases else []
         for group in groups:
-            p = np.concatenate([probabilities(config, logits[b])[c].ravel() for b in group])
-            t = np.concatenate([(channels[b] == c).ravel() for b in group])
+            p = np.concatenate([probabilities(config, logits[b])[c][classes[b] >= 0] for b in group])
+            t = np.concatenate([(classes[b] == c)[classes[b] >= 0] for b in group])
             values.append(1 - (2 * p[t].sum() + config.smooth) / (p.sum() + t.sum() + config.smooth))
     return float(np.mean(values)) if values else 0.0
 
 
-def by_hand(config, logits, channels, annotated) -> dict[str, float]:
+def by_hand(config, logits, classes, annotated) -> dict[str, float]:
     first = {"dice": [], "bce": ["bce"], "dice_bce": ["bce"], "focal": ["focal"], "dice_focal": ["focal"]}
-    terms = {term: voxelwise(config, logits, channels, annotated) for term in first.get(config.kind, ["ce"])}
-    return {**terms, "dice": dice(config, logits, channels, annotated)} if "dice" in config.kind else terms
+    terms = {term: voxelwise(config, logits, classes, annotated) for term in first.get(config.kind, ["ce"])}
+    return {**terms, "dice": dice(config, logits, classes, annotated)} if "dice" in config.kind else terms
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=name)
-@given(annotated=ANNOTATED, shape=SHAPE, seed=st.integers(0, 1000))
-@settings(max_examples=25)
-def test_terms_and_total_are_those_made_by_hand(config, annotated, shape, seed) -> None:
-    logits, channels, annotated = draw(config, annotated, shape, seed)
-    found = build_loss(config)(torch.tensor(logits), torch.tensor(channels), torch.tensor(annotated))
-    expected = by_hand(config, logits, channels, annotated)
+@given(annotated=ANNOTATED, shape=SHAPE, seed=st.integers(0, 1000), ignored=st.sampled_from([0.0, 0.0, 0.3, 0.9]))
+@settings(max_examples=40)
+def test_terms_and_total_are_those_made_by_hand(config, annotated, shape, seed, ignored) -> None:
+    logits, classes, annotated = draw(config, annotated, shape, seed, ignored)
+    found = build_loss(config)(torch.tensor(logits), torch.tensor(classes), torch.tensor(annotated))
+    expected = by_hand(config, logits, classes, annotated)
     assert {term: float(value) for term, value in found.terms.items()} == pytest.approx(expected, abs=1e-10)
     total = sum(value * (getattr(config, "dice_weight", 1) if t == "dice" else 1) for t, value in expected.items())
     assert float(found.total) == pytest.approx(total, abs=1e-10)
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=name)
-def test_gradients_are_those_of_finite_differences(config) -> None:
+@pytest.mark.parametrize("ignored", [0.0, 0.4])
+def test_gradients_are_those_of_finite_differences(config, ignored) -> None:
     annotated = [[True, False, False], [True, True, True], [False, False, False]]
-    logits, channels, annotated = draw(config, annotated, (2, 3), seed=0)
-    loss, channels, annotated = build_loss(config), torch.tensor(channels), torch.tensor(annotated)
+    logits, classes, annotated = draw(config, annotated, (2, 3), seed=0, ignored=ignored)
+    loss, classes, annotated = build_loss(config), torch.tensor(classes), torch.tensor(annotated)
     x = torch.tensor(logits, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: loss(x, channels, annotated).total, x)
+    assert torch.autograd.gradcheck(lambda x: loss(x, classes, annotated).total, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
 @pytest.mark.parametrize("config", VARIANTS, ids=name)
 def test_any_integer_type_of_labels_and_any_memory_layout(config, dtype) -> None:
-    logits, channels, annotated = draw(config, [[True, False, True]] * 2, (2, 3, 4), seed=1)
+    logits, classes, annotated = draw(config, [[True, False, True]] * 2, (2, 3, 4), seed=1)
     loss, annotated = build_loss(config), torch.tensor(annotated)
-    plain = loss(torch.tensor(logits), torch.tensor(channels), annotated).total
+    plain = loss(torch.tensor(logits), torch.tensor(classes), annotated).total
     strided = torch.tensor(logits).to(memory_format=torch.channels_last_3d)
-    torch.testing.assert_close(loss(strided, torch.tensor(channels).to(dtype), annotated).total, plain)
+    torch.testing.assert_close(loss(strided, torch.tensor(classes).to(dtype), annotated).total, plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("config", VARIANTS, ids=name)
 def test_autocast_changes_nothing(config, dtype) -> None:
     """The trainer computes the loss inside autocast; it has to be the float32 loss of the logits as they come."""
-    logits, channels, annotated = draw(config, [[True, False, True], [True, True, True]], (9, 8, 7), seed=2)
+    logits, classes, annotated = draw(config, [[True, False, True], [True, True, True]], (9, 8, 7), seed=2)
     low = torch.tensor(logits).to(dtype)
-    loss, channels, annotated = build_loss(config), torch.tensor(channels), torch.tensor(annotated)
+    loss, classes, annotated = build_loss(config), torch.tensor(classes), torch.tensor(annotated)
     with torch.autocast("cpu", dtype):
-        found = loss(low, channels, annotated).total
+        found = loss(low, classes, annotated).total
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, loss(low.double(), channels, annotated).total.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, loss(low.double(), classes, annotated).total.float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_dice_and_cross_entropy_are_the_plain_formulas_to_the_bit(activation) -> None:
+    """What leaves voxels out and unites classes must not cost a rounding where nothing is left out or united."""
+    config = DiceCrossEntropyConfig() if activation == "softmax" else DiceBinaryCrossEntropyConfig(smooth=1e-5)
+    parts = draw(config, [[True] * 3] * 2, (7, 6, 5), seed=4)
+    logits, classes, annotated = torch.tensor(parts[0]).float(), torch.tensor(parts[1]), torch.tensor(parts[2])
+    schema = LabelSchema(tuple(Structure(f"structure {value}", value) for value in (5, 2, 9)), ignore_value=20)
+    found = build_loss(config, schema)(logits, classes, annotated).terms
+    target = torch.stack([classes == structure for structure in (1, 2, 3)], dim=1).float()
+    if activation == "softmax":
+        voxels = -(logits.gather(1, classes[:, None]) - logits.logsumexp(1, keepdim=True))[:, 0]
+        p = logits.softmax(1)[:, 1:]
+    else:
+        voxels = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        p = logits.sigmoid()
+    means = voxels.flatten(voxels.ndim - 3).mean(-1)
+    assert found["ce" if activation == "softmax" else "bce"] == means.sum() / means.numel()
+    axes = (2, 3, 4)
+    common, total = (p * target).sum(axes).sum(0), (p.sum(axes) + target.sum(axes)).sum(0)
+    dice = 1 - (2 * common + 1e-5) / (total + 1e-5)
+    assert found["dice"] == dice.sum() / 3
 
 
 def test_the_example_of_the_page() -> None:
@@ -172,7 +208,7 @@ def test_focal_counts_easy_voxels_less() -> None:
 def test_a_fractional_gamma_survives_probabilities_that_round_to_more_than_one() -> None:
     """A negative base to a fractional power is NaN.
 
-    In channels-last logits a sum over 39 channels is rounded in another order than over all 40, and may be larger.
+    In channels-last logits a sum over 39 classes is rounded in another order than over all 40, and may be larger.
     """
     rng = torch.Generator().manual_seed(0)
     logits = (6 * torch.randn(1, 20_000, 40, generator=rng)).transpose(1, 2).requires_grad_()
@@ -191,6 +227,6 @@ def test_a_fractional_gamma_survives_probabilities_that_round_to_more_than_one()
 def test_the_classical_recipe_has_its_weights() -> None:
     config = DiceBinaryCrossEntropyConfig()
     assert (config.dice_weight, config.smooth, config.activation) == (0.5, 1e-6, "sigmoid")
-    logits, channels, annotated = (torch.tensor(part) for part in draw(config, [[True] * 3], (4, 4), seed=3))
-    found = build_loss(config)(logits, channels, annotated)
+    logits, classes, annotated = (torch.tensor(part) for part in draw(config, [[True] * 3], (4, 4), seed=3))
+    found = build_loss(config)(logits, classes, annotated)
     torch.testing.assert_close(found.total, found.terms["bce"] + 0.5 * found.terms["dice"])

@@ -1,3 +1,5 @@
+"""Distances between surfaces, against every pair of points and by hand."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -5,95 +7,99 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
-from scipy.spatial.transform import Rotation
 
-from medseg.core.geometry import Geometry
-from medseg.core.labels import LabelSchema, Structure
-from medseg.metrics.surface import StructureScore, hd95_mm, measure_structures, surface_dice, surface_distances_mm
-
-SCHEMA = LabelSchema((Structure("a", 2), Structure("b", 60_000, tolerance_mm=1.0)))
-ALL = SCHEMA.annotated_channels(None)
+from medseg.metrics.surface import NearestSearch, Surface, SurfaceDistances, border_surfaces, search_margin
 
 
-def box(shape: tuple[int, int, int], start: tuple[int, int, int], size: int, value: int = 2) -> np.ndarray:
-    labels = np.zeros(shape, np.uint16)
-    labels[tuple(slice(first, first + size) for first in start)] = value
-    return labels
+def padded(labels: np.ndarray, axes_mm: np.ndarray) -> np.ndarray:
+    return np.pad(labels, [(width, width) for width in search_margin(axes_mm)])
 
 
-def numbers(score: StructureScore) -> tuple[float | None, ...]:
-    return score.dice, score.nsd, score.hd95_mm, score.volume_difference_ml
+def borders_by_hand(labels: np.ndarray, number: int) -> np.ndarray:
+    """Indices of voxels of a structure with one of 6 neighbours outside it."""
+    mask = np.pad(labels == number, 1)
+    neighbours = [np.roll(mask, step, axis) for axis in range(3) for step in (1, -1)]
+    return np.argwhere((mask & ~np.logical_and.reduce(neighbours))[1:-1, 1:-1, 1:-1])
 
 
-@given(st.integers(0, 2**32 - 1), st.tuples(*[st.floats(0.5, 5.0)] * 3))
-@settings(max_examples=40)
-def test_distances_agree_with_all_pairs(seed: int, spacing: tuple[float, float, float]) -> None:
+def axes_of(spacing: tuple[float, float, float], shear: float) -> np.ndarray:
+    axes = np.diag(spacing)
+    axes[0, 2] = shear * spacing[2]
+    return axes
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    spacing=st.tuples(*[st.floats(0.3, 6.0)] * 3),
+    shear=st.sampled_from([0.0, 0.3]),
+    density=st.sampled_from([0.002, 0.05, 0.4, 0.95]),
+)
+@settings(max_examples=60)
+def test_distances_of_all_structures_agree_with_all_pairs(
+    seed: int, spacing: tuple[float, float, float], shear: float, density: float
+) -> None:
+    """Near ones, which the neighbours find, and far ones, for which the tree is asked."""
     rng = np.random.default_rng(seed)
-    a, b = rng.random((2, 6, 7, 5)) < 0.4
-    a[3, 3, 3] = b[2, 2, 2] = True
-    borders = []
-    for mask in (a, b):
-        padded = np.pad(mask, 1)
-        shifted = [np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1] for axis in range(3) for step in (1, -1)]
-        borders.append(np.argwhere(mask & ~np.logical_and.reduce(shifted)) * np.array(spacing))
-    pairs = cdist(*borders)
-    there, back = surface_distances_mm(a, b, spacing)
-    assert there == pytest.approx(pairs.min(axis=1), abs=1e-9)
-    assert back == pytest.approx(pairs.min(axis=0), abs=1e-9)
+    axes_mm = axes_of(spacing, shear)
+    maps = [np.where(rng.random((14, 11, 17)) < density, rng.integers(1, 4, (14, 11, 17)), 0) for _ in range(2)]
+    for labels in maps:
+        labels[tuple(rng.integers(0, 11, 3))] = 2
+    wide = [padded(labels.astype(np.uint8), axes_mm) for labels in maps]
+    surfaces = zip(*(border_surfaces(labels, 3) for labels in wide), strict=True)
+    search = NearestSearch(wide[0].shape, axes_mm)
+    for number, pair in enumerate(surfaces, start=1):
+        points = [borders_by_hand(labels, number) @ axes_mm.T for labels in maps]
+        assert [len(surface.places) for surface in pair] == [len(of_map) for of_map in points]
+        if all(len(of_map) for of_map in points):
+            pairs = cdist(*points)
+            found = search.between(*pair)
+            assert found.there_mm == pytest.approx(pairs.min(axis=1), abs=1e-9)
+            assert found.back_mm == pytest.approx(pairs.min(axis=0), abs=1e-9)
 
 
-def test_a_shift_along_each_axis_is_measured_in_its_millimetres() -> None:
-    spacing = (1.0, 2.0, 3.5)
-    grid = Geometry.from_spacing((12, 12, 12), spacing)
-    reference = box(grid.shape_ijk, (3, 3, 3), 5)
-    for axis, mm in enumerate(spacing):
-        score = measure_structures(np.roll(reference, 1, axis), reference, grid, SCHEMA, ALL)["a"]
-        assert score.hd95_mm == pytest.approx(mm)
-        assert score.volume_difference_ml == 0.0
-        assert (score.nsd == 1.0) == (mm <= 2.0)
+def test_points_on_near_and_far_from_the_other_surface() -> None:
+    axes_mm, shape = np.diag([1.0, 2.0, 0.5]), (100, 100, 100)
+    points = np.array([[10, 10, 10], [12, 10, 10], [10, 50, 10]])
+    others = np.array([[10, 10, 10], [85, 85, 85]])
+    places, other_places = (np.ravel_multi_index(of_side.T, shape) for of_side in (points, others))
+    search = NearestSearch(shape, axes_mm)
+    assert search.distances_mm(places, other_places) == pytest.approx([0.0, 2.0, 80.0])
+    back_mm = [0.0, np.linalg.norm([75, 2 * 35, 75 / 2])]
+    assert search.distances_mm(other_places, places) == pytest.approx(back_mm), "nothing of the first search is left"
 
 
-def test_perfect_at_the_edge_of_the_volume() -> None:
-    grid = Geometry.from_spacing((4, 5, 6), (1.0, 1.0, 1.0))
-    full = np.full(grid.shape_ijk, 60_000, np.uint16)
-    assert numbers(measure_structures(full, full, grid, SCHEMA, ALL)["b"]) == (1.0, 1.0, 0.0, 0.0)
+def distances(there: list[float], back: list[float], areas: tuple[list[float], list[float]] | None) -> SurfaceDistances:
+    surfaces = [
+        Surface(np.arange(len(of_side)), None if areas is None else np.array(areas[side]))
+        for side, of_side in enumerate((there, back))
+    ]
+    return SurfaceDistances(np.array(there), np.array(back), *surfaces)
 
 
-def test_scores_are_the_same_whichever_way_the_array_lies() -> None:
-    shape, spacing = (9, 11, 13), (1.0, 2.0, 0.7)
-    prediction, reference = box(shape, (2, 3, 4), 4), box(shape, (3, 3, 5), 5)
-    straight = numbers(
-        measure_structures(prediction, reference, Geometry.from_spacing(shape, spacing), SCHEMA, ALL)["a"]
-    )
-    order = (2, 0, 1)
-    turned_grid = Geometry.from_spacing((13, 9, 11), (0.7, 1.0, 2.0))
-    turned = (np.ascontiguousarray(labels.transpose(order)[::-1]) for labels in (prediction, reference))
-    assert numbers(measure_structures(*turned, turned_grid, SCHEMA, ALL)["a"]) == pytest.approx(straight)
+def test_scores_of_borders_by_hand() -> None:
+    found = distances([0.0, 1.0, 2.0, 3.0], [0.0, 4.0], None)
+    assert found.surface_dice(2.0) == pytest.approx(4 / 6)
+    assert found.hd95_mm() == pytest.approx(3.8), "95 % of the way from 0 to 4 is the larger one"
+    assert found.assd_mm() == pytest.approx(10 / 6)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_rounding_of_the_header_does_not_move_a_distance_over_the_tolerance(seed: int) -> None:
-    """Two voxels of 1 mm are within 2 mm, also where an oblique float32 affine makes them 2.0000002 mm."""
-    affine = np.eye(4)
-    affine[:3, :3] = Rotation.random(random_state=seed).as_matrix().astype(np.float32)
-    grid = Geometry(affine, (12, 12, 12))
-    reference = box(grid.shape_ijk, (3, 3, 3), 5)
-    assert measure_structures(np.roll(reference, 2, 0), reference, grid, SCHEMA, ALL)["a"].nsd == 1.0
+def test_scores_of_elements_by_hand() -> None:
+    found = distances([3.0, 0.0, 1.0], [0.0, 9.0, 2.0], ([1.0, 18.0, 1.0], [10.0, 0.5, 9.5]))
+    assert found.surface_dice(2.0) == pytest.approx((18 + 1 + 10 + 9.5) / 40)
+    assert found.hd95_mm() == 2.0, "of the first 1 or 3 mm, of the second 2 mm: 97.5 % of its area is within"
+    assert found.assd_mm() == pytest.approx((3 + 0 + 1 + 0 + 4.5 + 19) / 40)
+    assert distances([3.0, 0.0], [0.0], ([2.0, 18.0], [1.0])).hd95_mm() == 3.0, "90 % are not 95 %"
 
 
-def test_scores_of_distances_by_hand() -> None:
-    there, back = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 4.0])
-    assert surface_dice(there, back, 2.0) == pytest.approx(4 / 6)
-    assert hd95_mm(there, back) == pytest.approx(3.8), "95 % of the way from 0 to 4 is the larger one"
-    assert surface_dice(there, back, 2.0) == surface_dice(back, there, 2.0)
+def test_a_tolerance_forgives_the_rounding_of_a_header() -> None:
+    assert distances([2.0000002], [2.0000002], None).surface_dice(2.0) == 1.0
+    assert distances([2.001], [2.001], None).surface_dice(2.0) == 0.0
 
 
-def test_far_apart_structures_do_not_disturb_each_other() -> None:
-    grid = Geometry.from_spacing((30, 30, 30), (1.0, 1.0, 1.0))
-    alone = box(grid.shape_ijk, (2, 2, 2), 4)
-    both = alone + box(grid.shape_ijk, (20, 20, 20), 6, value=60_000)
-    moved = np.roll(alone, 1, 2)
-    assert (
-        measure_structures(moved, both, grid, SCHEMA, ALL)["a"]
-        == measure_structures(moved, alone, grid, SCHEMA, ALL)["a"]
-    )
+def test_borders_of_touching_structures_are_their_own() -> None:
+    labels = np.zeros((12, 12, 12), np.uint8)
+    labels[3:9, 3:9, 3:6], labels[3:9, 3:9, 6:9] = 1, 2
+    first, second, third = border_surfaces(labels, 3)
+    assert len(first.places) == len(second.places) == 6 * 6 * 3 - 4 * 4 * 1
+    assert len(third.places) == 0
+    assert not set(first.places) & set(second.places)

@@ -12,7 +12,7 @@ import pytest
 from matplotlib import image as mpl_image
 
 from medseg.core.labels import LabelSchema, Structure
-from medseg.metrics.surface import StructureScore
+from medseg.metrics.case import StructureScore
 from medseg.report.curves import draw_curves
 from medseg.report.patches import MAX_PATCHES, draw_first_batches
 from medseg.report.scores import draw_scores
@@ -105,6 +105,21 @@ def test_patches_show_labels_at_their_side(tmp_path: Path) -> None:
     red = np.argwhere((axial[..., 0] > 0.8) & (axial[..., 1:] < 0.3).all(axis=-1))
     green = np.argwhere((axial[..., 1] > 0.8) & (axial[..., [0, 2]] < 0.3).all(axis=-1))
     assert red[:, 1].mean() + 40 < green[:, 1].mean(), "the patient's right is on the viewer's left"
+
+
+def test_patches_show_nested_regions_and_what_is_ignored(tmp_path: Path) -> None:
+    schema = LabelSchema(
+        (Structure("whole", 1, color="#ff0000", region=(1, 2)), Structure("core", 2, color="#00ff00")), ignore_value=3
+    )
+    labels = np.zeros((40, 40, 40), np.int16)
+    labels[10:30, 10:30, 10:30], labels[16:24, 16:24, 16:24], labels[:, :5] = 1, 2, -1
+    labels[20, 20, 9] = labels[20, 9, 20] = labels[9, 20, 20] = 1  # the fullest planes are those through the core
+    draw_first_batches(tmp_path / "p.png", [np.zeros((1, 40, 40, 40), np.float32)], [labels], schema)
+    pixels = picture(tmp_path / "p.png")
+    axial = pixels[: int(0.8 * len(pixels)), : pixels.shape[1] // 3]
+    red = np.argwhere((axial[..., 0] > 0.8) & (axial[..., 1:] < 0.3).all(axis=-1))
+    green = np.argwhere((axial[..., 1] > 0.8) & (axial[..., [0, 2]] < 0.3).all(axis=-1))
+    assert np.ptp(red, axis=0) == pytest.approx(2.5 * np.ptp(green, axis=0), rel=0.15), "a contour around each region"
 
 
 def test_many_patches_without_labels_are_drawn(tmp_path: Path) -> None:

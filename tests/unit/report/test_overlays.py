@@ -150,3 +150,22 @@ def test_a_picture_that_would_be_too_large_is_written_coarser(tmp_path: Path) ->
     write_png(tmp_path / "big.png", figure)
     assert 0.2 * MAX_BYTES < (tmp_path / "big.png").stat().st_size <= MAX_BYTES
     assert [path.name for path in tmp_path.iterdir()] == ["big.png"]
+
+
+def test_a_region_is_outlined_around_all_its_values(tmp_path: Path) -> None:
+    whole, core = Structure("whole", 1, color="#ff0000", region=(1, 2)), Structure("core", 2, color="#00ff00")
+    labels = block((20, 22, 24), 2)  # only the core is there, and with it the whole
+    schema, image = LabelSchema((whole, core)), np.full(SHAPE, AIR_HU)
+    draw_overlay(tmp_path / "a.png", image, GRID.canonical, schema, None, labels, "case", WINDOW)
+    picture = np.asarray(mpl_image.imread(tmp_path / "a.png"))[..., :3]
+    first_row, second_row = np.array_split(picture[:, : picture.shape[1] // 3], 2)
+    assert len(places_of(first_row, (1, 0, 0))) > 50
+    assert len(places_of(second_row, (0, 1, 0))) > 50
+
+
+def test_the_ignore_label_and_names_with_dollars_are_drawn_without_harm(tmp_path: Path) -> None:
+    labels = block((20, 22, 24), 9)
+    labels[block((8, 8, 8), 1) > 0] = 3
+    schema = LabelSchema((Structure("$\\frac{$", 3),), ignore_value=9)
+    draw_overlay(tmp_path / "a.png", np.zeros(SHAPE), GRID.canonical, schema, labels, labels, "$x_{$", WINDOW)
+    assert np.asarray(mpl_image.imread(tmp_path / "a.png")).shape[0] > 100
