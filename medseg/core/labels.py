@@ -19,6 +19,9 @@ Side = Literal["left", "right"]
 IGNORED = -1
 """Class number of voxels that nobody decided on (nnU-Net's ignore label): no loss, no score."""
 
+_STRANGE = -2
+"""Instead of a class number, where a value has none."""
+
 PALETTE = (
     "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#ffe119", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe", "#008080",
     "#e6beff", "#9a6324", "#800000", "#aaffc3", "#808000", "#ffd8b1", "#000075",
@@ -175,22 +178,34 @@ class LabelSchema:
         Raises:
             LabelError: A value is not in the schema.
         """
+        table = self._class_of_value
+        classes = np.empty_like(array, dtype=np.int16)
+        # Plane by plane: an index into the table takes eight bytes, whatever the type of the array.
+        for plane, target in zip(_planes(array), _planes(classes), strict=True):
+            index = plane.astype(np.intp)
+            np.clip(index, -1, len(table) - 1, out=index)  # what is too small or too large meets the last entry
+            target[...] = table[index]
+            if (target == _STRANGE).any():
+                raise self._strange_values(array)
+        return classes
+
+    @cached_property
+    def _class_of_value(self) -> Integer[np.ndarray, " values"]:
+        """By value, and one more entry for all others."""
         values, numbers = self.class_values, np.arange(len(self.class_values), dtype=np.int16)
         if self.ignore_value is not None:
             values, numbers = np.append(values, self.ignore_value), np.append(numbers, np.int16(IGNORED))
-        order = np.argsort(values)
-        known = values[order]
-        place = np.clip(np.searchsorted(known, array), 0, len(known) - 1)
-        strange = known[place] != array
-        if strange.any():
-            found = sorted({int(value) for value in np.unique(array[strange])})[:5]
-            raise LabelError(
-                f"expected the label values {[int(v) for v in known]}, found also {found}: correct the label map or "
-                "the dataset's labels",
-                code="label.value",
-            )
-        classes: np.ndarray = numbers[order][place]
-        return classes
+        table = np.full(int(values.max()) + 2, _STRANGE, np.int16)
+        table[values] = numbers
+        return table
+
+    def _strange_values(self, array: Integer[np.ndarray, "*axes"]) -> LabelError:
+        known = np.flatnonzero(self._class_of_value != _STRANGE)
+        found = np.setdiff1d(array, known)[:5].tolist()
+        return LabelError(
+            f"expected the label values {known.tolist()}, found also {found}: correct the label map or the dataset's labels",
+            code="label.value",
+        )
 
     def to_values(self, channels: Integer[np.ndarray, "*axes"]) -> Integer[np.ndarray, "*axes"]:
         """Channel numbers to label values, in :meth:`label_dtype`."""
@@ -209,6 +224,11 @@ class LabelSchema:
         if unknown:
             raise LabelError(f"annotated structures {unknown} are not among {list(self.names)}", code="label.name")
         return np.array([True, *(name in annotated for name in self.names)])
+
+
+def _planes(array: np.ndarray) -> np.ndarray:
+    """Views of an array along its last axis, in whose planes files lie; one of the whole where there are no planes."""
+    return np.moveaxis(array, -1, 0) if array.ndim > 1 else array.reshape(1, -1)
 
 
 def mirrored_name(name: str, names: Iterable[str]) -> str | None:

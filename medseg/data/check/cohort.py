@@ -79,8 +79,8 @@ def findings_of_labels(cases: Sequence[CaseFacts], schema: LabelSchema) -> Itera
     usual = np.array([_median(column) for column in means.T])
     scatter = np.array([MAD_TO_SIGMA * _median(np.abs(column)) for column in (means - usual).T])
     scatter = np.maximum(scatter, SMALLEST_CONTRAST_HU)
-    slope, certainty = agreement(means[..., None], usual[:, None], scatter[:, None])
-    odd = (slope < UNRELATED) & ((1 - slope) * certainty > UNRELATED_CERTAINTY)
+    fit = agreement(means[..., None], usual[:, None], scatter[:, None])
+    odd = (fit.slope < UNRELATED) & ((1 - fit.slope) * fit.certainty > UNRELATED_CERTAINTY)
     for number in np.flatnonzero(odd[:, 0]):
         case, label = labelled[int(number)]
         message = "the contours do not fit the image: what is bright and dark in other cases is not so here"

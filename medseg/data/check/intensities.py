@@ -194,7 +194,7 @@ def _plain(slab: np.ndarray, low: float, high: float) -> bytes:
 def _block_means(slab: np.ndarray) -> Float[np.ndarray, "planes blocks"]:
     rows, columns = (_block_starts(size) for size in slab.shape[1:])
     sums = np.add.reduceat(np.add.reduceat(slab, rows, axis=1, dtype=np.float64), columns, axis=2)
-    means = sums / np.outer(*(_block_sizes(size) for size in slab.shape[1:]))
+    means: np.ndarray = sums / np.outer(*(_block_sizes(size) for size in slab.shape[1:]))
     return means.reshape(len(slab), -1)
 
 

@@ -19,8 +19,9 @@ from medseg.data.check.placement import Placement, agreement, place
 from medseg.data.check.remedies import found
 from medseg.data.check.usual import MIN_CASES
 
-MIRRORED, MIN_CERTAINTY = -0.3, 4.0
-"""Agreement below which an axis is turned round (1 is usual, −1 the opposite), and in how many deviations that shows."""
+MIRRORED, MIN_CERTAINTY = -0.8, 2.0
+"""Correlation with the usual places below which an axis is turned round as a whole, and in how many deviations that shows:
+where only some structures have changed places, the others keep theirs."""
 
 FAR_APART = 4.0
 """Structures whose usual places are so many deviations apart can be told to be exchanged."""
@@ -37,8 +38,8 @@ def findings_of_places(cases: Sequence[CaseFacts], schema: LabelSchema) -> Itera
     if not labelled:
         return
     placement = place(_centres([label for _, label in labelled], schema), MIN_CASES)
-    slope, certainty = agreement(placement.places_mm, placement.usual_mm, placement.scatter_mm)
-    turned = (slope < MIRRORED) & (-slope * certainty > MIN_CERTAINTY)
+    fit = agreement(placement.places_mm, placement.usual_mm, placement.scatter_mm)
+    turned = (fit.correlation < MIRRORED) & (-fit.slope * fit.certainty > MIN_CERTAINTY)
     turned[:, 0] &= not _contradicts_sides(placement, schema)
     for number, (case, label) in enumerate(labelled):
         swapped = _on_the_wrong_side(label, schema) | _exchanged(placement, number, schema)

@@ -35,20 +35,32 @@ class Placement:
     places_mm: Float[np.ndarray, "cases structures 3"]
 
 
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """How far cases follow what is usual, along each axis.
+
+    Attributes:
+        slope: 1 as usual, 0 no relation, −1 the opposite.
+        correlation: How well that slope describes all structures, −1 to 1.
+        certainty: 1 over the slope's standard deviation.
+    """
+
+    slope: Float[np.ndarray, "cases axes"]
+    correlation: Float[np.ndarray, "cases axes"]
+    certainty: Float[np.ndarray, "cases axes"]
+
+
 def agreement(
     values: Float[np.ndarray, "cases structures axes"],
     usual: Float[np.ndarray, "structures axes"],
     scatter: Float[np.ndarray, "structures axes"],
-) -> tuple[Float[np.ndarray, "cases axes"], Float[np.ndarray, "cases axes"]]:
+) -> Agreement:
     """How far the differences between a case's structures follow the usual ones, by weighted least squares.
 
     Args:
         values: Of each structure in each case; NaN where there is none. A constant added to a case changes nothing.
         usual: Medians over the cases; NaN where too few show a structure.
         scatter: Standard deviations over the cases.
-
-    Returns:
-        The slope: 1 as usual, 0 no relation, −1 the opposite. And its certainty: 1 over its standard deviation.
     """
     present = np.isfinite(values) & np.isfinite(usual)
     weights = np.where(present, 1.0 / scatter**2, 0.0)
@@ -56,9 +68,13 @@ def agreement(
     here, there = (np.where(present, numbers, 0.0) for numbers in (values, usual[None]))
     here = here - (weights * here).sum(axis=1, keepdims=True) / total
     there = there - (weights * there).sum(axis=1, keepdims=True) / total
-    power = (weights * there**2).sum(axis=1)
-    slope = (weights * there * here).sum(axis=1) / np.maximum(power, 1e-12)
-    return slope, np.sqrt(power)
+    power, own = ((weights * numbers**2).sum(axis=1) for numbers in (there, here))
+    common = (weights * there * here).sum(axis=1)
+    return Agreement(
+        slope=common / np.maximum(power, 1e-12),
+        correlation=common / np.maximum(np.sqrt(power * own), 1e-12),
+        certainty=np.sqrt(power),
+    )
 
 
 def place(centres_mm: Float[np.ndarray, "cases structures 3"], min_cases: int) -> Placement:

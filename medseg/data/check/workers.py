@@ -27,6 +27,9 @@ from medseg.data.check.remedies import found
 NUM_AHEAD = 2
 """Cases that a worker has at hand, so that it never waits for the parent."""
 
+EXIT_S = 10.0
+"""Time that a worker which hung up may take to end."""
+
 STARTER = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from medseg.data.check.workers import work; work(int(sys.argv[2]))"
@@ -56,11 +59,13 @@ class _Worker:
             command = [sys.executable, "-P", "-c", STARTER, json.dumps(sys.path), str(theirs.fileno())]
             # Ctrl-C reaches all processes of a terminal. It is for the parent; a blocked signal stays so in what it starts.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            self.process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                env=single_threaded(),
-            )  # fmt: skip
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            try:
+                self.process = subprocess.Popen(
+                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                    env=single_threaded(),
+                )  # fmt: skip
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self.sent: deque[int] = deque()
         self.is_ready = False
         self.connection.send(dataset)
@@ -72,11 +77,11 @@ class _Worker:
             with suppress(OSError):  # it was killed, which shows when it is listened to
                 self.connection.send(records[self.sent[-1]])
 
-    def stop(self) -> int:
-        """End it at once, for it holds nothing that could be lost; how it ended, negative for a signal."""
+    def stop(self, patience_s: float = 0.0) -> int:
+        """End it, for it holds nothing that could be lost; how it ended, negative for a signal."""
         self.connection.close()
         with suppress(subprocess.TimeoutExpired):
-            return self.process.wait(timeout=0.05)  # the way it ended by itself is worth knowing
+            return self.process.wait(timeout=patience_s)
         self.process.kill()
         return self.process.wait()
 
@@ -117,7 +122,7 @@ def _buried(
     worker: _Worker, waiting: deque[int], records: Sequence[CaseRecord], dataset: CheckedDataset
 ) -> tuple[int, CaseFacts]:
     """The case that a worker was at when it ended; what it had not begun goes back into the queue."""
-    status = worker.stop()
+    status = worker.stop(EXIT_S)
     if not worker.is_ready:
         raise ResourceError(f"a worker process could not be started (it ended with {status}): try --workers 1")
     number = worker.sent.popleft()
