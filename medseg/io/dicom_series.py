@@ -175,12 +175,14 @@ def _settle_duplicates(stack: Stack, allow: Collection[str], name: str) -> tuple
         f"({'the same' if _are_same(stack, group, reader) else 'different'} voxels)"
         for group in groups
     ]
-    found = f"{len(groups)} of {len(stack.slices)} positions in {name} have more than one slice: {listed(places, '; ')}"
+    doubles = {index for group in groups for index in group[1:]}
+    num_positions = len(stack.slices) - len(doubles)
+    what = "several acquisitions or time points" if len(groups) == num_positions else "more than one slice"
+    found = f"{len(groups)} of {num_positions} positions in {name} have {what}: {listed(places, '; ')}"
     if DUPLICATE_SLICE not in allow:
         raise GeometryError(
             f"{found}; separate them, or keep the first of each with --allow {DUPLICATE_SLICE}", code=DUPLICATE_SLICE
         )
-    doubles = {index for group in groups for index in group[1:]}
     kept = Stack(tuple(item for index, item in enumerate(stack.slices) if index not in doubles))
     if len(kept.slices) < 2:
         raise ReadError(f"all slices in {name} lie at one position: no volume", code="dicom.too_few_slices")
