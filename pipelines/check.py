@@ -18,6 +18,9 @@ from medseg.io.exclusive import exclusive
 from pipelines.outcome import Outcome
 from pipelines.plan import task_of
 
+MAX_LINES = 50
+"""Findings that a terminal shows; all are in the JSON."""
+
 
 @dataclass(frozen=True)
 class CheckOptions:
@@ -70,8 +73,10 @@ def table(findings: Sequence[Finding], num_cases: int) -> str:
     ordered = sorted(findings, key=lambda finding: finding.level != "error")
     lines = [
         f"{finding.level}: {finding.file or finding.case}: {finding.message} [{finding.code}]\n    {finding.remedy}"
-        for finding in ordered
+        for finding in ordered[:MAX_LINES]
     ]
+    if len(ordered) > MAX_LINES:
+        lines.append(f"and {len(ordered) - MAX_LINES} more: see --json or --out")
     num_errors = sum(finding.level == "error" for finding in findings)
     named = len({finding.case for finding in findings if finding.case is not None})
     counts = f"{num_cases} cases checked, {named} named; errors: {num_errors}, warnings: {len(findings) - num_errors}"

@@ -79,7 +79,8 @@ class Predictor:
         Raises:
             CaseError: It cannot be read or predicted.
         """
-        volume = image if isinstance(image, Volume) else read_volume(Path(image))
+        num_channels = len(self.description.modalities)
+        volume = image if isinstance(image, Volume) else read_volume(image, num_channels=num_channels)
         case = Case("image", volume, None, self.description.labels.annotated_channels(None))
         return self.predict_case(case).label_map
 

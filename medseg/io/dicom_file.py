@@ -202,6 +202,7 @@ class _BoundedFile:
         self._file = file
         self.num_bytes = file.seek(0, io.SEEK_END)
         self._num_reads = 0
+        self.tell = file.tell
         file.seek(0)
 
     def read(self, num_bytes: int = -1) -> bytes:
@@ -214,6 +215,3 @@ class _BoundedFile:
     def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
         # A length that leads beyond the end leads to the end.
         return self._file.seek(min(place, self.num_bytes) if whence == io.SEEK_SET else place, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()

@@ -171,7 +171,8 @@ def _slices(parsed: DicomFile, path: Path) -> tuple[SliceHeader, ...]:
         dataset.get(keyword) for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
     )
     is_slice = has_place and parsed.start > 0 and (is_enhanced or num_frames == 1)
-    if sop_class in NO_SCAN or (not is_slice and ("LOCALIZER" in image_type or _is_no_scan(parsed))):
+    is_candidate = is_slice and not _is_coloured(dataset, path)
+    if sop_class in NO_SCAN or (not is_candidate and ("LOCALIZER" in image_type or _is_no_scan(parsed))):
         return ()
     if not has_place:
         raise damaged(path, "it does not say where in the body it lies, or how large its voxels are")
@@ -204,6 +205,15 @@ def _is_no_scan(parsed: DicomFile) -> bool:
     return is_vendors and media == kind == str(parsed.dataset.get("SOPClassUID"))
 
 
+def _photometric(dataset: Any) -> str:
+    return str(dataset.get("PhotometricInterpretation")).strip()
+
+
+def _is_coloured(dataset: Any, path: Path) -> bool:
+    is_grey = _photometric(dataset) in ("MONOCHROME1", "MONOCHROME2")
+    return _integer(dataset, "SamplesPerPixel", path, 1) != 1 or not is_grey
+
+
 def _groups(holders: Sequence[Any], dataset: Any) -> tuple[Any, ...]:
     """The functional groups that say where a frame lies and what its numbers mean; those of the frame come first."""
     names = (
@@ -216,8 +226,7 @@ def _groups(holders: Sequence[Any], dataset: Any) -> tuple[Any, ...]:
 
 def _layout(parsed: DicomFile, path: Path, num_frames: int) -> PixelLayout:
     dataset = parsed.dataset
-    samples, photometric = _integer(dataset, "SamplesPerPixel", path, 1), str(dataset.get("PhotometricInterpretation"))
-    if samples != 1 or photometric.strip() not in ("MONOCHROME1", "MONOCHROME2"):
+    if _is_coloured(dataset, path):
         raise ReadError(f"{path.name} holds colours, not a scan: leave it out", code="dicom.colour")
     if dataset.get("ModalityLUTSequence"):
         raise ReadError(f"{path.name} scales its voxels by a table, which is not supported", code="dicom.rescale")
@@ -236,7 +245,7 @@ def _layout(parsed: DicomFile, path: Path, num_frames: int) -> PixelLayout:
         raise damaged(path, f"it announces {num_frames} × {rows} × {columns} voxels")
     layout = PixelLayout(
         path, parsed.syntax, parsed.start, parsed.num_bytes, parsed.is_little_endian, (rows, columns), num_frames,
-        allocated, stored, high_bit, sign == 1, _padding(dataset, path), photometric.strip() == "MONOCHROME1",
+        allocated, stored, high_bit, sign == 1, _padding(dataset, path), _photometric(dataset) == "MONOCHROME1",
         parsed.syntax in LOSSY or str(dataset.get("LossyImageCompression") or "").strip() == "01",
     )  # fmt: skip
     _check_length(layout, parsed.num_available)

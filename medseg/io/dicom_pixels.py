@@ -111,8 +111,7 @@ class SliceReader:
         start = layout.start + frame * layout.frame_bytes
         if layout.syntax == DEFLATED:
             if self._unpacked_path != layout.path:
-                end = layout.start + layout.frame_bytes * layout.num_frames
-                self._unpacked, self._unpacked_path = [inflate(layout.path, end + MAX_FILE_TAIL_BYTES)], layout.path
+                self._unpacked, self._unpacked_path = [_inflated(layout)], layout.path
             content = self._unpacked[0][start : start + layout.frame_bytes]
         else:
             with layout.path.open("rb") as file:
@@ -121,6 +120,14 @@ class SliceReader:
         if len(content) < layout.frame_bytes:
             raise truncated(layout.path, layout.frame_bytes, len(content))
         return content
+
+
+def _inflated(layout: PixelLayout) -> bytes:
+    end = layout.start + layout.frame_bytes * layout.num_frames
+    content = inflate(layout.path, end + MAX_FILE_TAIL_BYTES + 1)
+    if len(content) > end + MAX_FILE_TAIL_BYTES:
+        raise damaged(layout.path, "it unpacks to more than its header says")
+    return content
 
 
 def meant_values(

@@ -8,7 +8,6 @@ slices that are missing, double or unevenly spaced are refused, because a reader
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from jaxtyping import Float
 
 from medseg.core.errors import GeometryError, ReadError
 from medseg.core.geometry import Geometry
+from medseg.core.shapes import ANY
 from medseg.core.volume import Note
 from medseg.io.dicom_header import SliceHeader
 
@@ -31,9 +31,12 @@ MIN_SLICES = 2
 SAME_POSITION_MM = 0.01
 """Slices closer than this lie at one position: a fifth of the thinnest spacing that is read."""
 
-EVEN_TOLERANCE_MM, EVEN_TOLERANCE = 0.055, 0.01
-"""How far a slice may lie off the even grid: positions written with one decimal are off by 0.05 mm; or 1 % of the
-spacing, as highdicom allows (``spatial._DEFAULT_SPACING_RELATIVE_TOLERANCE``)."""
+ROUNDING_MM = 0.09
+"""How far a position is off that was written with one decimal: 0.05 mm along each axis."""
+
+EVEN_TOLERANCE, MAX_EVEN_TOLERANCE = 0.01, 0.2
+"""Parts of the spacing by which a slice may lie off the even grid: 1 %, as highdicom allows
+(``spatial._DEFAULT_SPACING_RELATIVE_TOLERANCE``), and never more than a fifth, however positions were rounded."""
 
 SAME_ORIENTATION, SAME_SPACING = 2e-4, 2e-4
 """Largest difference of direction cosines, and relative one of voxel sizes, within a stack: a tenth of a voxel over 512."""
@@ -264,14 +267,25 @@ def _note(stack: Stack) -> Note:
 
 def _commonest(gaps_mm: Float[np.ndarray, GAPS]) -> float:
     """The commonest distance, the smaller of two that are equally common: the median of the gaps close to it."""
-    counts = Counter((gaps_mm / EVEN_TOLERANCE_MM).round().astype(int).tolist())
-    # Gaps of one distance may be rounded to two neighbouring classes.
-    best = max(sorted(counts), key=lambda place: counts[place - 1] + 2 * counts[place] + counts[place + 1])
-    return float(np.median(gaps_mm[np.abs(gaps_mm / EVEN_TOLERANCE_MM - best) <= 1.5]))
+    gaps_mm = np.sort(gaps_mm)
+    # Both ends of a gap may be rounded.
+    width_mm = 2 * np.array([_tolerance_mm(float(gap)) for gap in gaps_mm])
+    first = np.searchsorted(gaps_mm, gaps_mm - width_mm, side="left")
+    behind = np.searchsorted(gaps_mm, gaps_mm + width_mm, side="right")
+    best = int((behind - first).argmax())
+    return float(np.median(gaps_mm[first[best] : behind[best]]))
 
 
 def _tolerance_mm(spacing_mm: float) -> float:
-    return max(EVEN_TOLERANCE_MM, EVEN_TOLERANCE * spacing_mm)
+    return max(EVEN_TOLERANCE * spacing_mm, min(ROUNDING_MM, MAX_EVEN_TOLERANCE * spacing_mm))
+
+
+def _off_line(x: Float[np.ndarray, SLICES], y: Float[np.ndarray, ANY]) -> Float[np.ndarray, ANY]:
+    """How far each y is off the straight line through all of them, over x."""
+    design = np.stack([x - x.mean(), np.ones(len(x))], axis=1)
+    fitted: np.ndarray = design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    off: np.ndarray = y - fitted
+    return off
 
 
 def _even_spacing(stack: Stack) -> tuple[float, str | None, list[int]]:
@@ -283,7 +297,7 @@ def _even_spacing(stack: Stack) -> tuple[float, str | None, list[int]]:
     indices = np.concatenate([[0], np.cumsum(steps)])
     # Over the whole length, so that the rounding of single positions does not add up.
     spacing_mm = float((positions_mm[-1] - positions_mm[0]) / max(1, indices[-1]))
-    off_mm = np.abs(positions_mm - positions_mm[0] - indices * spacing_mm)
+    off_mm = np.abs(_off_line(indices.astype(np.float64), positions_mm))
     if (steps < 1).any() or off_mm.max() > _tolerance_mm(spacing_mm):
         strange = np.abs(gaps_mm - commonest_mm) > _tolerance_mm(commonest_mm)
         return commonest_mm, UNEVEN_GAPS, np.flatnonzero(strange if strange.any() else gaps_mm > 0).tolist()
@@ -294,8 +308,7 @@ def _even_spacing(stack: Stack) -> tuple[float, str | None, list[int]]:
 def _check_aligned(stack: Stack, tolerance_mm: float, name: str) -> None:
     """Whether the slices' first voxels lie on one straight line, as those of a volume do."""
     places = np.array([item.position_lps_mm for item in stack.slices])
-    along = (stack.positions_mm - stack.positions_mm[0]) / (stack.positions_mm[-1] - stack.positions_mm[0])
-    off_mm = np.linalg.norm(places - places[0] - along[:, None] * (places[-1] - places[0]), axis=1)
+    off_mm = np.linalg.norm(_off_line(stack.positions_mm, places), axis=1)
     if off_mm.max() > tolerance_mm:
         raise GeometryError(
             f"slices in {name} are shifted against each other within their plane, by up to {off_mm.max():.2f} mm at "

@@ -83,7 +83,7 @@ def read_nifti(path: Path, *, num_channels: int = 1) -> Volume:
     return Volume(channels, geometry, GridRecord({field: np.array(header[field]) for field in GRID_FIELDS}), notes)
 
 
-def write_label_map(path: Path, label_map: LabelMap, *, overwrite: bool = False) -> None:
+def write_label_map(path: str | Path, label_map: LabelMap, *, overwrite: bool = False) -> None:
     """Write a label map with exactly its grid: shape, affine, qform and sform with their codes, units.
 
     The same label map gives the same bytes: no time and no name is stored. The file is read back before it gets its
@@ -93,6 +93,7 @@ def write_label_map(path: Path, label_map: LabelMap, *, overwrite: bool = False)
         WriteError: It exists, cannot be written, or did not come back as it was written.
         ResourceError: The disk is full.
     """
+    path = Path(path)
     content = _packed(label_map, path)
     if path.name.lower().endswith(".gz"):
         content = gzip.compress(content, compresslevel=6, mtime=0)

@@ -85,7 +85,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return (path,) if data is None else (path, data)
 
 
-def read_volume(path: Path, *, num_channels: int = 1, allow: Collection[str] = ()) -> Volume:
+def read_volume(path: str | Path, *, num_channels: int = 1, allow: Collection[str] = ()) -> Volume:
     """Read a scan.
 
     Args:
@@ -101,6 +101,7 @@ def read_volume(path: Path, *, num_channels: int = 1, allow: Collection[str] = (
         ReadError: Missing, empty, truncated, damaged, of an unknown format, of other dimensions, or not finite.
         GeometryError: The grid is impossible, or not told.
     """
+    path = Path(path)
     volume = _as_stored(path, num_channels, allow)
     if len(volume.array) != num_channels:
         raise ReadError(
@@ -137,7 +138,7 @@ def read_channels(paths: Sequence[Path], *, allow: Collection[str] = ()) -> Volu
     return Volume(array, first.geometry, first.record, notes)
 
 
-def read_label_map(path: Path, *, allow: Collection[str] = ()) -> LabelMap:
+def read_label_map(path: str | Path, *, allow: Collection[str] = ()) -> LabelMap:
     """Read a label map; its numbers come back in the smallest unsigned type that holds them.
 
     DICOM SEG and RTSTRUCT, which need a schema, are read by :mod:`medseg.io.dicom_labels`.
@@ -151,6 +152,7 @@ def read_label_map(path: Path, *, allow: Collection[str] = ()) -> LabelMap:
             f"{path.name} is DICOM, whose labels need a dataset that names the structures: list it there as a label",
             code="read.format",
         )
+    path = Path(path)
     volume = _as_stored(path, 1, allow)
     array = volume.array[0]
     # Seen plane by plane, so that a large label map is held once.

@@ -21,8 +21,8 @@ METRICS = tuple(
 NUM_DRAWS = 9999
 """Bootstrap draws, as many as SciPy's: each end of a 95 % interval rests on 250 of them."""
 
-CHUNK_DRAWS = 500
-"""Draws made at once; a table of draws and cases would grow large otherwise."""
+CHUNK_NUMBERS = 2**14
+"""Draws times cases at once; a table of all draws and all cases would grow large otherwise."""
 
 CONFIDENCE = 0.95
 """Of the intervals."""
@@ -138,8 +138,9 @@ def _drawn_means(tables: Sequence[Table], seed: int) -> list[Float[np.ndarray, "
     random, num_rows = np.random.default_rng(seed), len(tables[0])
     parts = [_split(table) for table in tables]
     means = [np.empty((NUM_DRAWS, table.shape[1] + 1)) for table in tables]
-    for start in range(0, NUM_DRAWS, CHUNK_DRAWS):
-        size = min(CHUNK_DRAWS, NUM_DRAWS - start)
+    num_at_once = max(1, CHUNK_NUMBERS // num_rows)
+    for start in range(0, NUM_DRAWS, num_at_once):
+        size = min(num_at_once, NUM_DRAWS - start)
         counts = random.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size).astype(np.float64)
         for of_table, (values, is_number) in zip(means, parts, strict=True):
             of_table[start : start + size] = _means(counts @ values, counts @ is_number)

@@ -162,10 +162,10 @@ def border_surfaces(labels: Integer[np.ndarray, IJK], num_structures: int) -> li
     """Voxel borders of the structures 1 to ``num_structures`` of a label map whose outermost voxels are 0."""
     differs = np.zeros(labels.shape, dtype=bool)
     for axis in range(3):
-        here, next_ = (tuple(part if a == axis else slice(None) for a in range(3)) for part in _NEIGHBOURS)
-        step = labels[here] != labels[next_]
-        differs[here] |= step
-        differs[next_] |= step
+        along, differs_along = np.moveaxis(labels, axis, 0), np.moveaxis(differs, axis, 0)
+        step = along[1:] != along[:-1]
+        differs_along[1:] |= step
+        differs_along[:-1] |= step
     differs &= labels > 0
     places = np.flatnonzero(differs)
     return [Surface(places[own]) for own in split_by_structure(labels.reshape(-1)[places], num_structures)]
@@ -178,9 +178,6 @@ def split_by_structure(
     order = np.argsort(numbers, kind="stable")
     ends = np.cumsum(np.bincount(numbers, minlength=num_structures + 1))[:-1]
     return np.split(order, ends)[1:]
-
-
-_NEIGHBOURS = (slice(None, -1), slice(1, None))
 
 
 def _percentile(distances_mm: Float[np.ndarray, " points"], areas_mm2: Float[np.ndarray, " points"] | None) -> float:

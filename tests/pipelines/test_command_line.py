@@ -11,13 +11,17 @@ import pytest
 import yaml
 
 COMMANDS = {
+    "check": ["--allow", "--json", "--out", "--quiet", "--task", "--verbose", "--workers"],
+    "convert": ["--json", "--out", "--quiet", "--to", "--verbose"],
     "demo": ["--budget", "--json", "--out", "--quiet", "--verbose"],
     "doctor": ["--json", "--verbose"],
-    "evaluate": ["--json", "--out", "--quiet", "--split", "--verbose"],
+    "evaluate": [
+        "--compare", "--json", "--labels", "--out", "--quiet", "--split", "--surface", "--task", "--verbose",
+    ],
     "init": ["--out", "--verbose"],
     "plan": ["--budget", "--device", "--json", "--out", "--quiet", "--set", "--verbose"],
     "predict": [
-        "--device", "--json", "--out", "--overlap", "--overwrite", "--preview", "--quiet", "--split", "--threads",
+        "--allow", "--device", "--json", "--out", "--overlap", "--overwrite", "--preview", "--quiet", "--split", "--threads",
         "--tile-batch", "--verbose",
     ],
     "tasks": ["--json", "--verbose"],

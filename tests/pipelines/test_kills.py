@@ -18,9 +18,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from medseg.io.atomic import TEMPORARY
-from medseg.io.volume import read_label_map
+from medseg.io.volume import read_volume
 
-QUICK_KILLS, ALL_KILLS = 6, 100
+QUICK_KILLS, ALL_KILLS = 3, 100
 STREAMS = (".jsonl",)
 """Logs grow line by line; a line that a kill cut is left out when they are read."""
 
@@ -50,7 +50,7 @@ def assert_whole(folder: Path) -> None:
         if path.suffix == ".json":
             json.loads(path.read_text())
         elif path.name.endswith(".nii.gz"):
-            read_label_map(path)
+            read_volume(path)
         elif path.suffix == ".safetensors":
             load_file(path)
         elif path.suffix == ".png":
@@ -100,7 +100,7 @@ def kill_everything(tmp_path: Path, sample: Path, smoke: Path, run_folder: Path,
         begin = time.monotonic()
         undisturbed = finished(*arguments, calm)
         assert undisturbed.returncode == 0, undisturbed.complaint
-        longest_s = time.monotonic() - begin
+        longest_s = 0.8 * (time.monotonic() - begin)  # the last start may go faster
         num_at_work = kill_again_and_again([*arguments, out], out, num_kills // 3, longest_s, rng)
         assert num_at_work > num_kills // 6
         completed = finished(*arguments, out)
@@ -155,7 +155,7 @@ def test_a_full_disk_is_told_and_more_space_completes(name, tmp_path, sample, sm
     job = jobs(sample, smoke, run_folder)[name]
     with disk(tmp_path / "disk", "size=16k") as small:
         out = small / "out"
-        if name in ("plan", "init"):  # a few kilobytes: there must be no room at all
+        if name in ("plan", "init", "check"):  # a few kilobytes: there must be no room at all
             (small / "ballast").write_bytes(bytes(2**14))
         process = finished(*job(out))
         assert process.returncode == 7, process.complaint

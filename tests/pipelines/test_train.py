@@ -156,7 +156,7 @@ def test_all_mistakes_of_a_config_come_at_once_with_paths_and_the_nearest_name(
         (["train", "{smoke}", "--fold", "0"], 2, "No such option"),
         (["init", "nothing"], 3, "no task"),
         (["predict", "{tmp}", "{sample}", "--out", "{tmp}/y"], 4, "bundle"),
-        (["evaluate", "{tmp}", "{tmp}"], 2, "labels.json"),
+        (["evaluate", "{tmp}", "{tmp}"], 2, "names the structures"),
     ],
 )
 def test_mistakes_have_their_exit_code_and_a_sentence(

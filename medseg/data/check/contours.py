@@ -80,6 +80,7 @@ class _Sums:
         self.features = np.zeros((len(FEATURES), num_classes))
         self.planes, self.blank_planes = np.zeros((2, num_classes, shape[0]))
         self.areas = np.zeros(shape[0])
+        self.is_flat = np.zeros(shape[0], bool)
 
     def add(self, numbers: np.ndarray, places_KJI: tuple[np.ndarray, ...]) -> None:
         """Class numbers of drawn voxels, and where they are."""
@@ -131,7 +132,9 @@ def measure_label(label: LabelMap, schema: LabelSchema, file: str, ground: Groun
         if ground is not None:
             piece = np.ascontiguousarray(ground.voxels[first : first + len(slab)])
             sums.add_ground(numbers, k, piece.ravel()[drawn], ground)
-            sums.areas[first : first + len(slab)] = np.count_nonzero(piece > ground.body_above, axis=(1, 2))
+            here = slice(first, first + len(slab))
+            sums.areas[here] = np.count_nonzero(piece > ground.body_above, axis=(1, 2))
+            sums.is_flat[here] = piece.min(axis=(1, 2)) == piece.max(axis=(1, 2))
     strange = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if lookup[value] == STRANGE}
     return LabelFacts(file, digest.digest(), strange, _structures(schema, sums, label.geometry.canonical, ground))
 
@@ -149,8 +152,9 @@ def _structures(schema: LabelSchema, sums: _Sums, grid: Geometry, ground: Ground
     """Of the structures that are drawn; where they are regions, a class counts for several."""
     belongs = schema.membership.astype(np.float64)
     features = sums.features @ belongs
-    cut_away = is_cut_away(sums.areas)
-    outside, void = ((planes @ cut_away) @ belongs for planes in (sums.planes, sums.blank_planes))
+    cut_away = is_cut_away(np.where(sums.is_flat, 0.0, sums.areas)) | sums.is_flat
+    empty = np.where(sums.is_flat, sums.planes, sums.blank_planes)  # whatever the one value of a plane is
+    outside, void = ((planes @ cut_away) @ belongs for planes in (sums.planes, empty))
     found = {}
     for channel, name in enumerate(schema.names, start=1):
         values = dict(zip(FEATURES, features[:, channel], strict=True))

@@ -105,7 +105,8 @@ class StructureFacts:
         air_share: Part of it that lies in air (CT).
         blank_share: Part that has exactly the value of the image's background.
         outside_share: Part that lies in slices where the CT has been cut away, but for what was kept around contours.
-        void_share: Part that lies in such slices and has exactly the background's value: not even that was kept.
+        void_share: Part that lies in such slices where not even that was kept: on the background's value, or in slices of
+            one value.
         mean_hu: Of the image in it; None where that could not be read or is no CT in HU.
     """
 

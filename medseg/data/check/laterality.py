@@ -19,9 +19,10 @@ from medseg.data.check.placement import Placement, agreement, place
 from medseg.data.check.remedies import found
 from medseg.data.check.usual import MIN_CASES
 
-MIRRORED, MIN_CERTAINTY = -0.8, 2.0
-"""Correlation with the usual places below which an axis is turned round as a whole, and in how many deviations that shows:
-where only some structures have changed places, the others keep theirs."""
+OPPOSITE, MIRRORED, MIN_CERTAINTY = -0.8, -0.3, 4.0
+"""An axis is turned round where the places along it correlate so badly with the usual ones (when only some structures have
+changed places, the others keep theirs), with a slope below the second (−1: exactly mirrored), and where structures lie
+apart by so many deviations."""
 
 FAR_APART = 4.0
 """Structures whose usual places are so many deviations apart can be told to be exchanged."""
@@ -39,7 +40,7 @@ def findings_of_places(cases: Sequence[CaseFacts], schema: LabelSchema) -> Itera
         return
     placement = place(_centres([label for _, label in labelled], schema), MIN_CASES)
     fit = agreement(placement.places_mm, placement.usual_mm, placement.scatter_mm)
-    turned = (fit.correlation < MIRRORED) & (-fit.slope * fit.certainty > MIN_CERTAINTY)
+    turned = (fit.correlation < OPPOSITE) & (fit.slope < MIRRORED) & (fit.certainty > MIN_CERTAINTY)
     turned[:, 0] &= not _contradicts_sides(placement, schema)
     for number, (case, label) in enumerate(labelled):
         swapped = _on_the_wrong_side(label, schema) | _exchanged(placement, number, schema)

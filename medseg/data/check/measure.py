@@ -107,8 +107,9 @@ def _measure_label(
         message = f"the label {record.label.name} is not on its image's grid: {difference}"
         problems.append(found("geometry.label", "error", record.id, file, message))
         image = None
-    ground = None if image is None or image.voxels is None else Ground(image.voxels, image.facts)
-    return measure_label(label, dataset.labels, file, ground)
+    if image is None or image.voxels is None or image.facts.is_constant:
+        return measure_label(label, dataset.labels, file, None)
+    return measure_label(label, dataset.labels, file, Ground(image.voxels, image.facts))
 
 
 def _read_label(path: Path, channels: list[_Channel], dataset: CheckedDataset) -> LabelMap | None:

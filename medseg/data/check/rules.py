@@ -31,6 +31,9 @@ TISSUE_HU = (-300.0, 300.0)
 MAX_VOID_SHARE = 0.05
 """Part of a structure that may lie on cut-away background without a word."""
 
+MAX_BLANK_SHARE = 0.85
+"""Part of a structure that may have the background's value anywhere: in a windpipe, half may be clipped to it."""
+
 WRONG_VOID_SHARE = 0.5
 """From here on the contours teach something wrong."""
 
@@ -107,8 +110,11 @@ def _of_values(case: str, label: LabelFacts, record: CaseRecord, schema: LabelSc
 
 
 def _outside(case: str, label: LabelFacts) -> Iterator[Finding]:
-    """Contours on what is background and nothing else, in slices without a body."""
-    shares = {name: facts.void_share for name, facts in label.structures.items() if facts.void_share > MAX_VOID_SHARE}
+    """Contours on what is background and nothing else."""
+    shares = {}
+    for name, facts in label.structures.items():
+        if facts.void_share > MAX_VOID_SHARE or facts.blank_share > MAX_BLANK_SHARE:
+            shares[name] = max(facts.void_share, facts.blank_share)
     if shares:
         told = ", ".join(f"{name} ({share:.0%} of it)" for name, share in shares.items())
         level: Level = "error" if max(shares.values()) >= WRONG_VOID_SHARE else "warning"

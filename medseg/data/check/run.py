@@ -9,7 +9,7 @@ from medseg.core.case import Dataset
 from medseg.core.findings import Finding
 from medseg.core.progress import Listener, Progress
 from medseg.data.check.cohort import habits
-from medseg.data.check.facts import UNKNOWN, CaseFacts
+from medseg.data.check.facts import UNKNOWN, CaseFacts, ImageFacts
 from medseg.data.check.measure import CheckedDataset
 from medseg.data.check.verdict import judge
 from medseg.data.check.workers import measure_all, num_processors
@@ -51,12 +51,11 @@ def _with_guessed_modality(cases: Sequence[CaseFacts]) -> list[CaseFacts]:
     unknown = [image for case in cases for image in case.images if image.modality == UNKNOWN]
     if not any(image.landmarks is not None and image.landmarks.is_hu for image in unknown):
         return list(cases)
-    return [
-        replace(
-            case, images=tuple(replace(image, modality="CT") if image in unknown else image for image in case.images)
-        )
-        for case in cases
-    ]
+    return [replace(case, images=tuple(_named_ct(image) for image in case.images)) for case in cases]
+
+
+def _named_ct(image: ImageFacts) -> ImageFacts:
+    return replace(image, modality="CT") if image.modality == UNKNOWN else image
 
 
 def _softened(findings: Sequence[Finding], allow: Collection[str]) -> list[Finding]:

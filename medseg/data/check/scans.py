@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import permutations, product
 
 import numpy as np
@@ -31,8 +31,12 @@ SUSPECT_SPACING_FACTOR, SIZE_TOLERANCE = 1.6, 0.4
 AIR_DEVIATIONS, SMALLEST_AIR_SCATTER_HU = 5.0, 10.0
 """Of where air lies in a CT."""
 
-SAME_THUMBNAIL = 0.9995
-"""Correlation from which on two scans are one: different patients, aligned and on one grid, reach 0.98."""
+SAME_DISTANCE, DISTANCE_DEVIATIONS, SMALLEST_DISTANCE_SCATTER = 1e-4, 4.0, 0.5
+"""1 − correlation of thumbnails below which two scans may be one (aligned heads of different patients: 0.02), and how
+unusual that must be on the scale of natural logarithms: phantoms, and images registered to one, are all alike."""
+
+SMALLEST_DISTANCE = 1e-7
+"""What single precision can tell."""
 
 TURNED_GAIN, TURNED_CORRELATION = 0.25, 0.75
 """Correlation with the usual thumbnail that a turned scan gains by being turned, and then has."""
@@ -158,15 +162,35 @@ def _duplicates(images: Sequence[Image]) -> Iterator[Finding]:
 
 
 def _near_duplicates(images: Sequence[Image]) -> Iterator[Finding]:
-    """Not the same, but nearer than two patients can be: shifted, with noise, or stored with loss."""
+    """Not the same voxels, but nearer than two patients come to each other: an offset, noise, or stored with loss."""
     thumbnails = np.array([image.thumbnail for _, image in images])
-    for number, (case, image) in enumerate(images):
-        like = np.flatnonzero(thumbnails @ image.thumbnail >= SAME_THUMBNAIL)
-        others = [images[int(n)][1] for n in like if n != number and images[int(n)][1].digest != image.digest]
-        alike = [other.file for other in others if other.shape == image.shape]
-        if alike:
-            message = f"hardly to be told from {', '.join(alike[:3])}"
-            yield found("image.near_duplicate", "warning", case, image.file, message)
+    digests, shapes = (_numbered([key(image) for _, image in images]) for key in (_digest, _shape))
+    nearest, distances = [], []
+    for number, (_, image) in enumerate(images):
+        likeness = thumbnails @ image.thumbnail
+        likeness[(digests == digests[number]) | (shapes != shapes[number])] = 0.0
+        nearest.append(int(likeness.argmax()))
+        distances.append(max(1.0 - float(likeness.max()), SMALLEST_DISTANCE))
+    logs = np.log(distances)
+    unusual = deviations(logs, SMALLEST_DISTANCE_SCATTER) < -DISTANCE_DEVIATIONS if len(logs) >= MIN_CASES else logs < 0
+    for number in np.flatnonzero(unusual & (np.array(distances) < SAME_DISTANCE)):
+        case, image = images[int(number)]
+        message = f"hardly to be told from {images[nearest[number]][1].file}"
+        yield found("image.near_duplicate", "warning", case, image.file, message)
+
+
+def _digest(image: ImageFacts) -> Hashable:
+    return image.digest
+
+
+def _shape(image: ImageFacts) -> Hashable:
+    return image.shape
+
+
+def _numbered(keys: Sequence[Hashable]) -> np.ndarray:
+    """The same number for the same key."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def _same_labels(cases: Sequence[CaseFacts]) -> Iterator[Finding]:

@@ -64,18 +64,23 @@ class _Worker:
                     command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                     env=single_threaded(),
                 )  # fmt: skip
+            except OSError as error:
+                raise ResourceError(f"a worker process could not be started ({error}): try --workers 1") from error
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self.sent: deque[int] = deque()
         self.is_ready = False
-        self.connection.send(dataset)
+        self._send(dataset)
 
     def fill(self, waiting: deque[int], records: Sequence[CaseRecord]) -> None:
         """Give it cases, until it has enough at hand."""
         while waiting and len(self.sent) < NUM_AHEAD:
             self.sent.append(waiting.popleft())
-            with suppress(OSError):  # it was killed, which shows when it is listened to
-                self.connection.send(records[self.sent[-1]])
+            self._send(records[self.sent[-1]])
+
+    def _send(self, what: object) -> None:
+        with suppress(OSError):  # it was killed, which shows when it is listened to
+            self.connection.send(what)
 
     def stop(self, patience_s: float = 0.0) -> int:
         """End it, for it holds nothing that could be lost; how it ended, negative for a signal."""
@@ -101,13 +106,13 @@ def measure_all(
             for worker in workers:
                 worker.fill(waiting, records)
             ready = connections.wait([worker.connection for worker in workers if worker.sent])
-            for place in [place for place, worker in enumerate(workers) if worker.connection in ready]:
-                worker = workers[place]
+            for worker in [worker for worker in workers if worker.connection in ready]:
                 try:
                     answer = worker.connection.recv()
                 except (EOFError, OSError):
                     yield _buried(worker, waiting, records, dataset)
-                    workers[place] = _Worker(dataset)
+                    workers.remove(worker)
+                    workers += [_Worker(dataset)] if waiting else []
                     continue
                 if answer == READY:
                     worker.is_ready = True

@@ -123,6 +123,18 @@ def test_slices_without_a_body_are_cut_away_but_not_small_ones() -> None:
     assert not is_cut_away(np.zeros(5)).any()
 
 
+@pytest.mark.parametrize("value", [-1000, 0, 77])
+def test_contours_in_slices_of_one_value_lie_in_the_void(value: int) -> None:
+    image = body(np.random.default_rng(0))
+    image[:, :, 20:] = value
+    label = np.zeros(image.shape, np.uint8)
+    label[10:14, 10:14, 10:26] = 1
+    grid = Geometry.from_spacing(image.shape, (2.0, 2.0, 3.0))
+    facts = facts_of(image, grid)
+    found = measure_label(LabelMap(label, grid), SCHEMA, "file", Ground(grid.axes.to_canonical(image).T, facts))
+    assert found.structures["a"].void_share == found.structures["a"].outside_share == pytest.approx(6 / 16)
+
+
 def checked(folder: Path, channels=("CT",), allow=()) -> CheckedDataset:
     return CheckedDataset(folder, channels, SCHEMA, frozenset(allow))
 

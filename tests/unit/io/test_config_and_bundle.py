@@ -71,7 +71,12 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
 
 
 def bundle(folder: Path) -> Path:
-    write_bundle(folder, {"task": "t"}, {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"image": np.ones(3)})
+    write_bundle(
+        folder,
+        {"task": "t"},
+        {"w": np.arange(6, dtype=np.float32).reshape(2, 3)},
+        {"image": np.ones(3), "logits": np.zeros(2)},
+    )
     return folder
 
 

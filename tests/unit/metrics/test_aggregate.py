@@ -176,7 +176,7 @@ def test_the_seed_decides_the_draws() -> None:
 def test_drawing_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     table = np.random.default_rng(0).random((12, 3))
     whole = mean_intervals([table])[0]
-    monkeypatch.setattr(aggregate, "CHUNK_DRAWS", 37)
+    monkeypatch.setattr(aggregate, "CHUNK_NUMBERS", 37 * 12)
     for one, other in zip(whole, mean_intervals([table])[0], strict=True):
         assert ends(one) == pytest.approx(ends(other))
 

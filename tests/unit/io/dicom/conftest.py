@@ -18,10 +18,15 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLosslessSV1,
+    JPEGLSLossless,
 )
 
 NATIVE = {ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian}
-BY_GDCM = {JPEG2000Lossless: "JPEG2000Lossless", JPEGLosslessSV1: "JPEGLosslessProcess14_1"}
+BY_GDCM = {
+    JPEG2000Lossless: "JPEG2000Lossless",
+    JPEGLosslessSV1: "JPEGLosslessProcess14_1",
+    JPEGLSLossless: "JPEGLSLossless",
+}
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -68,7 +73,7 @@ def save(dataset: Dataset, path: Path, syntax: str) -> None:
     if syntax in NATIVE:
         dataset.file_meta.TransferSyntaxUID = syntax
     elif syntax not in BY_GDCM:
-        dataset.compress(syntax, generate_instance_uid=False)
+        dataset.compress(syntax, encoding_plugin="pydicom", generate_instance_uid=False)
     if syntax == ExplicitVRBigEndian:
         dataset.PixelData = np.frombuffer(dataset.PixelData, f"u{dataset.BitsAllocated // 8}").byteswap().tobytes()
     dataset.save_as(path, enforce_file_format=True)
@@ -77,7 +82,7 @@ def save(dataset: Dataset, path: Path, syntax: str) -> None:
 
 
 def compress_with_gdcm(path: Path, syntax: str) -> None:
-    """GDCM encodes what pydicom does not."""
+    """GDCM encodes what pydicom does not, and JPEG-LS, so that encoder and decoder differ."""
     import gdcm
 
     reader = gdcm.ImageReader()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import shutil
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
+from pydicom.uid import ImplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from medseg.core.errors import CaseError, GeometryError, ReadError
 from medseg.io.dicom_series import (
@@ -313,6 +315,19 @@ def test_what_is_no_slice_is_left_out_and_told(tmp_path: Path, write_series: Any
     assert all(name in note.message for name in ("README", "preview.jpg", "plan.dcm"))
 
 
+def test_a_screenshot_is_left_out_and_told(tmp_path: Path, write_series: Any) -> None:
+    def screenshot(_: int, dataset: Dataset) -> None:
+        dataset.SOPClassUID = SecondaryCaptureImageStorage
+        dataset.PhotometricInterpretation, dataset.SamplesPerPixel, dataset.PlanarConfiguration = "RGB", 3, 0
+        dataset.PixelData = bytes(3 * len(dataset.PixelData))
+
+    write_series(tmp_path / "a", STORED, AFFINE)
+    write_series(tmp_path / "a", STORED[:, :, :1], CORONAL, names=["report.dcm"], change=screenshot)
+    volume = read_dicom_series(tmp_path / "a")
+    np.testing.assert_array_equal(volume.array[0], HU)
+    assert "report.dcm" in volume.notes[0].message
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 900, b"hello"])
 def test_a_file_that_should_be_a_slice_is_never_dropped(tmp_path: Path, write_series: Any, content: bytes) -> None:
     paths = write_series(tmp_path / "a", STORED, AFFINE)
@@ -321,10 +336,9 @@ def test_a_file_that_should_be_a_slice_is_never_dropped(tmp_path: Path, write_se
 
 
 def test_slices_need_neither_suffix_nor_prefix(tmp_path: Path, write_series: Any) -> None:
-    paths = write_series(tmp_path / "a", STORED, AFFINE, names=[f"IM{k}" for k in range(7)])
+    names = [f"IM{k}" for k in range(7)]
+    paths = write_series(tmp_path / "a", STORED, AFFINE, names=names, syntax=ImplicitVRLittleEndian)
     for path in paths:
-        dataset = pydicom.dcmread(path)
-        dataset.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
         path.write_bytes(path.read_bytes()[path.read_bytes().index(b"\x08\x00\x08\x00") :])
     assert all(is_dicom_file(path) for path in paths)
     assert is_series_folder(tmp_path / "a")
@@ -386,7 +400,9 @@ def test_each_frame_has_its_own_place_and_slope(multiframe: Path) -> None:
     frames = list(dataset.PerFrameFunctionalGroupsSequence)
     stored = dataset.pixel_array
     for slope, frame in zip((2, 3, 4), frames, strict=True):
-        frame.PixelValueTransformationSequence[0].RescaleSlope = slope
+        scale = copy.deepcopy(dataset.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0])
+        scale.RescaleSlope = slope
+        frame.PixelValueTransformationSequence = DicomSequence([scale])
     order = [2, 0, 1]
     dataset.PerFrameFunctionalGroupsSequence = DicomSequence([frames[index] for index in order])
     dataset.PixelData = (stored[order] + 1).tobytes()
