@@ -308,6 +308,7 @@ def test_every_seeded_defect_is_named_with_its_file(shared_data: Path, tmp_path:
     missed = [(name, *expected) for name, expected in made.expected.items() if (name, *expected) not in found]
     assert len(made.expected) >= 50
     assert missed == []
+    assert len(found) == len(findings), "nothing is told twice"
     clean = {case["id"] for case in made.clean}
     assert [finding for finding in findings if finding["case"] in clean and finding["level"] == "error"] == []
 

@@ -34,7 +34,17 @@ def judge(facts: Sequence[CaseFacts], records: Sequence[CaseRecord], schema: Lab
     findings += findings_of_scans(facts, sizes(facts, schema))
     findings += _divided_patients(facts, records)
     order = {record.id: number for number, record in enumerate(records)}
-    return sorted(findings, key=lambda finding: order.get(finding.case or "", len(order)))
+    return sorted(_once(findings), key=lambda finding: order.get(finding.case or "", len(order)))
+
+
+def _once(findings: Sequence[Finding]) -> list[Finding]:
+    """One finding a case, file and code: an error before a warning, what a case shows by itself before comparisons."""
+    kept: dict[tuple[str | None, str | None, str], Finding] = {}
+    for finding in findings:
+        key = (finding.case, finding.file, finding.code)
+        if key not in kept or (kept[key].level, finding.level) == ("warning", "error"):
+            kept[key] = finding
+    return list(kept.values())
 
 
 def _divided_patients(facts: Sequence[CaseFacts], records: Sequence[CaseRecord]) -> Iterator[Finding]:
