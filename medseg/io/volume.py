@@ -147,12 +147,12 @@ def read_label_map(path: str | Path, *, allow: Collection[str] = ()) -> LabelMap
         ReadError, GeometryError: As :func:`read_volume`.
         LabelError: A value is not a whole number, negative, or above 65535.
     """
+    path = Path(path)
     if is_dicom(path):
         raise ReadError(
             f"{path.name} is DICOM, whose labels need a dataset that names the structures: list it there as a label",
             code="read.format",
         )
-    path = Path(path)
     volume = _as_stored(path, 1, allow)
     array = volume.array[0]
     # Seen plane by plane, so that a large label map is held once.

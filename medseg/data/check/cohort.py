@@ -21,7 +21,10 @@ from medseg.data.check.usual import MAD_TO_SIGMA, MIN_CASES, deviations
 VOLUME_DEVIATIONS, SMALLEST_VOLUME_SCATTER = 4.0, 0.2
 """On the scale of natural logarithms: patients differ by a fifth, however alike a few may be."""
 
-SPREAD_DEVIATIONS, SMALLEST_SPREAD_SCATTER, SPREAD_FACTOR = 5.0, 0.1, 2.0
+ABSURD_FACTOR, ABSURD_DEVIATIONS = 15.0, 3.0
+"""A volume that is so many times the usual, or so small a part of it, need not be so far out among a few, unlike cases."""
+
+SPREAD_DEVIATIONS, SMALLEST_SPREAD_SCATTER, SPREAD_FACTOR = 3.5, 0.1, 2.0
 """Of a structure's standard deviation along an axis, natural logarithm; and it must be so many times the usual."""
 
 SMALLEST_SPREAD_MM = 2.0
@@ -129,7 +132,8 @@ def _volumes(drawn: Drawn) -> Words:
     volumes = _values(drawn, lambda facts: facts.volume_ml)
     scores, usual = deviations(np.log(volumes), SMALLEST_VOLUME_SCATTER), np.nanmedian(volumes)
     is_cut = _values(drawn, lambda facts: facts.is_cut) > 0  # by the edge of the scan: it may well be small
-    odd = (np.abs(scores) > VOLUME_DEVIATIONS) & ~(is_cut & (volumes < usual))
+    absurd = (np.abs(np.log(volumes / usual)) > np.log(ABSURD_FACTOR)) & (np.abs(scores) > ABSURD_DEVIATIONS)
+    odd = ((np.abs(scores) > VOLUME_DEVIATIONS) | absurd) & ~(is_cut & (volumes < usual))
     return {int(n): f"has {volumes[n]:.3g} ml, in the median case {usual:.3g} ml" for n in np.flatnonzero(odd)}
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from medseg.core.findings import Finding
 from medseg.core.labels import LabelSchema
 from medseg.data.check.facts import CaseFacts, LabelFacts
-from medseg.data.check.placement import Placement, agreement, place
+from medseg.data.check.placement import Agreement, Placement, agreement, place
 from medseg.data.check.remedies import found
 from medseg.data.check.usual import MIN_CASES
 
@@ -23,6 +23,9 @@ OPPOSITE, MIRRORED, MIN_CERTAINTY = -0.8, -0.3, 4.0
 """An axis is turned round where the places along it correlate so badly with the usual ones (when only some structures have
 changed places, the others keep theirs), with a slope below the second (−1: exactly mirrored), and where structures lie
 apart by so many deviations."""
+
+MAX_MISFIT = 8.0
+"""Mean squared deviations from what is usual, mirrored where it is: 1 on average, 4 where a case is unlike the others."""
 
 FAR_APART = 4.0
 """Structures whose usual places are so many deviations apart can be told to be exchanged."""
@@ -41,6 +44,7 @@ def findings_of_places(cases: Sequence[CaseFacts], schema: LabelSchema) -> Itera
     placement = place(_centres([label for _, label in labelled], schema), MIN_CASES)
     fit = agreement(placement.places_mm, placement.usual_mm, placement.scatter_mm)
     turned = (fit.correlation < OPPOSITE) & (fit.slope < MIRRORED) & (fit.certainty > MIN_CERTAINTY)
+    turned &= _mirror_images(fit, turned)[:, None]
     turned[:, 0] &= not _contradicts_sides(placement, schema)
     for number, (case, label) in enumerate(labelled):
         swapped = _on_the_wrong_side(label, schema) | _exchanged(placement, number, schema)
@@ -52,6 +56,12 @@ def findings_of_places(cases: Sequence[CaseFacts], schema: LabelSchema) -> Itera
             yield found("geometry.orientation", "error", case, label.file, message, list(label.structures))
         if not swapped and not turned[number].any() and (odd := _far_from_usual(placement, number, schema)):
             yield found("label.position", "warning", case, label.file, "; ".join(odd.values()), list(odd))
+
+
+def _mirror_images(fit: Agreement, turned: Bool[np.ndarray, "cases 3"]) -> Bool[np.ndarray, " cases"]:
+    """Whether a case looks as usual once these axes are turned back: else some structures have changed places."""
+    misfit: np.ndarray = np.where(turned, fit.mirrored_misfit, fit.misfit).mean(axis=1)
+    return misfit < MAX_MISFIT
 
 
 def _centres(labels: Sequence[LabelFacts], schema: LabelSchema) -> Float[np.ndarray, "cases structures 3"]:

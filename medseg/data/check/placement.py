@@ -43,11 +43,15 @@ class Agreement:
         slope: 1 as usual, 0 no relation, −1 the opposite.
         correlation: How well that slope describes all structures, −1 to 1.
         certainty: 1 over the slope's standard deviation.
+        misfit: Mean squared deviation of the structures from the usual; 1 is usual.
+        mirrored_misfit: The same from the usual with this axis turned round.
     """
 
     slope: Float[np.ndarray, "cases axes"]
     correlation: Float[np.ndarray, "cases axes"]
     certainty: Float[np.ndarray, "cases axes"]
+    misfit: Float[np.ndarray, "cases axes"]
+    mirrored_misfit: Float[np.ndarray, "cases axes"]
 
 
 def agreement(
@@ -70,10 +74,13 @@ def agreement(
     there = there - (weights * there).sum(axis=1, keepdims=True) / total
     power, own = ((weights * numbers**2).sum(axis=1) for numbers in (there, here))
     common = (weights * there * here).sum(axis=1)
+    count = np.maximum(present.sum(axis=1), 1)
     return Agreement(
         slope=common / np.maximum(power, 1e-12),
         correlation=common / np.maximum(np.sqrt(power * own), 1e-12),
         certainty=np.sqrt(power),
+        misfit=(power + own - 2 * common) / count,
+        mirrored_misfit=(power + own + 2 * common) / count,
     )
 
 

@@ -173,9 +173,9 @@ def _near_duplicates(images: Sequence[Image]) -> Iterator[Finding]:
         distances.append(max(1.0 - float(likeness.max()), SMALLEST_DISTANCE))
     logs = np.log(distances)
     unusual = deviations(logs, SMALLEST_DISTANCE_SCATTER) < -DISTANCE_DEVIATIONS if len(logs) >= MIN_CASES else logs < 0
-    for number in np.flatnonzero(unusual & (np.array(distances) < SAME_DISTANCE)):
-        case, image = images[int(number)]
-        message = f"hardly to be told from {images[nearest[number]][1].file}"
+    for odd in np.flatnonzero(unusual & (np.array(distances) < SAME_DISTANCE)).tolist():
+        case, image = images[odd]
+        message = f"hardly to be told from {images[nearest[odd]][1].file}"
         yield found("image.near_duplicate", "warning", case, image.file, message)
 
 
