@@ -60,6 +60,11 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
+def __dir__() -> list[str]:
+    """What an editor or a notebook offers after ``medseg.``: the public names, not what this file imports."""
+    return sorted(__all__)
+
+
 def train(
     config: str | Path,
     *,

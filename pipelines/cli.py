@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -93,17 +93,13 @@ def answer(job: Callable[[], Outcome], *, as_json: bool, verbose: bool) -> None:
     try:
         outcome = job()
     except MedsegError as error:
-        _complain(error.message if isinstance(error, Interrupted) else f"error: {error.message}", verbose)
-        raise typer.Exit(error.exit_code) from None
+        _fail(error, as_json, verbose)
     except KeyboardInterrupt:
-        _complain("interrupted", verbose)
-        raise typer.Exit(130) from None
+        _fail(Interrupted("interrupted"), as_json, verbose)
     except OSError as error:  # what no room could explain better, such as a log that meets a full disk
         from medseg.io.atomic import explained
 
-        told = explained(error, Path(str(error.filename or "a file")))
-        _complain(f"error: {told.message}", verbose)
-        raise typer.Exit(told.exit_code) from None
+        _fail(explained(error, Path(str(error.filename or "a file"))), as_json, verbose)
     if as_json:
         typer.echo(json.dumps(outcome.result, default=str))
     elif outcome.text:
@@ -111,10 +107,14 @@ def answer(job: Callable[[], Outcome], *, as_json: bool, verbose: bool) -> None:
     raise typer.Exit(outcome.exit_code)
 
 
-def _complain(sentence: str, verbose: bool) -> None:
+def _fail(error: MedsegError, as_json: bool, verbose: bool) -> NoReturn:
+    """Say what is wrong, and end; a program that reads JSON gets its one object here too."""
     if verbose:
         traceback.print_exc()
-    typer.echo(sentence, err=True)
+    typer.echo(error.message if isinstance(error, Interrupted) else f"error: {error.message}", err=True)
+    if as_json:
+        typer.echo(json.dumps({"error": {"code": error.code, "message": error.message}}))
+    raise typer.Exit(error.exit_code) from None
 
 
 def _display(quiet: bool) -> Any:
@@ -180,7 +180,9 @@ def init(
         text = commented_yaml(resolve_reference(find_task(task).config_type)())
         if out is None:
             return Outcome(0, {}, text.rstrip())
-        write_text_atomically(out, text, overwrite=False)
+        if out.exists():
+            raise ConfigError(f"{out} is there already: give another --out", code="write.exists")
+        write_text_atomically(out, text)
         return Outcome(0, {}, f"wrote {out}; train with: medseg train {out} --data DATASET")
 
     answer(job, as_json=False, verbose=verbose)

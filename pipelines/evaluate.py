@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from medseg.core.case import Dataset, Split
-from medseg.core.errors import CaseError, PluginError
+from medseg.core.errors import CaseError, ConfigError, PluginError
 from medseg.core.plugins import find_task
 from medseg.core.progress import Listener, Progress, silent
 from medseg.core.volume import LabelMap
@@ -45,6 +46,8 @@ def run(predictions: Path, references: Path, options: EvaluateOptions, listener:
         options: Of the command line.
         listener: Hears of the progress.
     """
+    if options.surface not in get_args(SurfaceKind):
+        raise ConfigError(f"expected a surface of {' or '.join(get_args(SurfaceKind))}, found '{options.surface}'")
     if options.task is not None and find_task(options.task).name != TASK:
         raise PluginError(f"predictions of the task '{options.task}' cannot be evaluated yet; {TASK} can")
     folders = [predictions] if options.compare is None else [predictions, options.compare]

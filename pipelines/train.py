@@ -52,7 +52,11 @@ def run(config_file: Path, options: TrainOptions, listener: Listener = silent) -
         return Outcome(0, result, f"{config_file.name} is valid; nothing was trained")
 
     from medseg.engine.tracking import RunFolder
+    from medseg.inference.runtimes.torch import choose_device
 
+    choose_device(config.trainer.device)  # what is not there is told before there is a folder that would be in the way
+    if options.plan is not None:
+        read_plan(options.plan)
     folder = RunFolder(options.out or Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     with exclusive(folder.path):
         open_run(folder, config, resume=options.resume)

@@ -12,7 +12,7 @@ MedsegError
     ├── GeometryError  the grid is impossible, or two grids that must agree do not
     ├── LabelError     a label map and its schema disagree
     ├── InferenceError the network gave no usable answer
-    └── WriteError     a result could not be written
+    └── WriteError     a result could not be written; where that ends the whole job   exit 2
 
 A message says what was expected, what was found, where, and what to do. It never holds a patient
 identifier beyond the file name that the user gave.
@@ -112,8 +112,9 @@ class InferenceError(CaseError):
 
 
 class WriteError(CaseError):
-    """A result could not be written."""
+    """A result could not be written: of one case, or, where ``--out`` is of no use, of the whole job."""
 
+    exit_code = 2
     default_code = "write"
 
 

@@ -30,8 +30,12 @@ def read_json(source: Path) -> dict[str, Any]:
         raise ConfigError(
             f"there is no {source.name} in {source.parent}: give a dataset's folder or its description"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read {source.name}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {source.name}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"expected JSON in {source.name}, the description of a dataset or of its labels: {error}"
+        ) from error
     if not isinstance(document, dict):
         raise ConfigError(f"expected an object in {source.name}, found {type(document).__name__}")
     return document

@@ -38,8 +38,9 @@ DICOM_ROOT = "1.2.840.10008."
 DIRECTION_TOLERANCE = 1e-2
 """How far the length of a direction may be from 1: cosines are written with two decimals at the least."""
 
-ANGLE_TOLERANCE = 1e-3
-"""Largest cosine between rows and columns, which the standard puts at right angles: half a voxel over 512."""
+ANGLE_TOLERANCE = 2e-3
+"""Largest cosine between rows and columns, which the standard puts at right angles: that of directions written with three
+decimals is up to 0.0017. What they say is kept, as a shear."""
 
 KEYWORDS = (
     "SOPClassUID", "SOPInstanceUID", "Modality", "PatientID", "SeriesInstanceUID", "FrameOfReferenceUID", "ImageType",

@@ -133,7 +133,9 @@ def _holds_slices(file: Path) -> bool:
 def _read_folder(folder: Path) -> tuple[list[SliceHeader], tuple[Note, ...]]:
     """All slices that lie directly in a folder, and what else does."""
     try:
-        files = sorted(entry for entry in folder.iterdir() if entry.is_file() and entry.name[0] != ".")
+        entries = sorted(entry for entry in folder.iterdir() if entry.name[0] != ".")
+        files = [entry for entry in entries if entry.is_file()]
+        folders = [entry for entry in entries if entry.is_dir()]
     except OSError as error:
         raise ReadError(f"cannot look into {folder.name}: {error.strerror or error}", code="read.failed") from error
     slices: list[SliceHeader] = []
@@ -148,6 +150,13 @@ def _read_folder(folder: Path) -> tuple[list[SliceHeader], tuple[Note, ...]]:
         slices.extend(found)
         if not found:
             others.append(file.name)
+    deeper = next((entry.name for entry in folders if slices and is_series_folder(entry)), None)
+    if deeper is not None:  # perhaps the other half of the patient
+        raise ReadError(
+            f"{folder.name} holds slices and also a folder of slices, {deeper}: put all of one series, and nothing else, "
+            "into one folder",
+            code="dicom.several_volumes",
+        )
     note = Note("dicom.other_files", f"left out, for they hold no slices: {listed(others)}")
     return slices, (note,) if others else ()
 

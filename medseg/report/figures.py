@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from matplotlib.axes import Axes as Panel
@@ -47,9 +48,11 @@ def write_png(path: Path, figure: Figure, dpi: float = 90.0) -> None:
 
     def write(temporary: Path) -> None:
         scale = 1.0
-        figure.savefig(temporary, dpi=dpi, format="png")
-        while (size := temporary.stat().st_size) > MAX_BYTES:
-            scale *= 0.9 * (MAX_BYTES / size) ** 0.5  # bytes go with the number of pixels, roughly
-            figure.savefig(temporary, dpi=scale * dpi, format="png")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # boxes for Chinese, and no noise about it
+            figure.savefig(temporary, dpi=dpi, format="png")
+            while (size := temporary.stat().st_size) > MAX_BYTES:
+                scale *= 0.9 * (MAX_BYTES / size) ** 0.5  # bytes go with the number of pixels, roughly
+                figure.savefig(temporary, dpi=scale * dpi, format="png")
 
     write_atomically(path, write, overwrite=True)

@@ -84,7 +84,7 @@ def test_every_format_gives_the_same_volume(tmp_path: Path, suffix: str, dtype: 
     np.testing.assert_allclose(volume.geometry.affine_ras, AFFINE)
     assert volume.array.dtype == ("float32" if dtype.startswith("float") else dtype)
     assert volume.notes == ()
-    labels = read_label_map(path)
+    labels = read_label_map(str(path))
     np.testing.assert_array_equal(labels.array, counted())
     assert labels.array.dtype == np.uint8
 

@@ -12,6 +12,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import ImplicitVRLittleEndian, SecondaryCaptureImageStorage
+from scipy.spatial.transform import Rotation
 
 from medseg.core.errors import CaseError, GeometryError, ReadError
 from medseg.io.dicom_series import (
@@ -161,6 +162,14 @@ def test_two_series_are_several_volumes(tmp_path: Path, write_series: Any) -> No
     refused(tmp_path / "a", "dicom.several_volumes")
 
 
+def test_half_a_series_in_a_deeper_folder_is_not_forgotten(tmp_path: Path, write_series: Any) -> None:
+    paths = write_series(tmp_path / "a", STORED, AFFINE)
+    (tmp_path / "a" / "more").mkdir()
+    for path in paths[4:]:
+        path.rename(tmp_path / "a" / "more" / path.name)
+    assert "more" in refused(tmp_path / "a", "dicom.several_volumes")
+
+
 @pytest.mark.parametrize("shift_mm", [0.3, 1.2, -0.3])
 def test_uneven_gaps_are_refused_or_interpolated(tmp_path: Path, write_series: Any, shift_mm: float) -> None:
     def move(k: int, dataset: Dataset) -> None:
@@ -203,6 +212,18 @@ def test_positions_rounded_to_one_decimal_are_even(tmp_path: Path, write_series:
     write_series(tmp_path / "a", np.repeat(STORED, 4, axis=2), AFFINE, change=rounded)
     volume = read_dicom_series(tmp_path / "a")
     assert volume.geometry.spacing_ijk_mm[2] == pytest.approx(spacing_mm, abs=0.1 / 27)
+
+
+def test_directions_of_three_decimals_need_not_stand_quite_at_right_angles(tmp_path: Path, write_series: Any) -> None:
+    def rounded(_: int, dataset: Dataset) -> None:
+        dataset.ImageOrientationPatient = [f"{float(cosine):.3f}" for cosine in dataset.ImageOrientationPatient]
+
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    affine[:3, :3] @= Rotation.from_rotvec([-2.44, -1.01, -1.35]).as_matrix() * [2, 1.5, 2.5]
+    write_series(tmp_path / "a", STORED, affine, change=rounded)
+    along_i, along_j, _ = read_dicom_series(tmp_path / "a").geometry.affine_ras[:3, :3].T / [[2], [1.5], [2.5]]
+    assert 1e-3 < abs(along_i @ along_j) < 2e-3
+    np.testing.assert_allclose([along_i, along_j], affine[:3, :2].T / [[2], [1.5]], atol=1e-3)
 
 
 def test_slices_shifted_within_their_plane_have_no_grid(tmp_path: Path, write_series: Any) -> None:
