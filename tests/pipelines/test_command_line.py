@@ -84,9 +84,55 @@ def test_tasks(medseg, monkeypatch: pytest.MonkeyPatch) -> None:
     assert medseg("tasks", "--json").json == {"tasks": []}
 
 
+def test_with_json_a_refusal_is_one_object_too(tmp_path: Path, sample: Path, smoke: Path, medseg) -> None:
+    nothing = tmp_path / "nothing"
+    for arguments, code in (
+        (("check", nothing), 2),
+        (("train", smoke, "--data", nothing), 2),
+        (("predict", nothing, sample, "--out", tmp_path / "out"), 4),
+        (("evaluate", nothing, sample, "--task", "none"), 3),
+    ):
+        answer = medseg(*arguments, "--json")
+        assert answer.exit_code == code
+        assert set(answer.json["error"]) == {"code", "message"}
+        assert answer.stderr == f"error: {answer.json['error']['message']}\n"
+        assert medseg(*arguments).stdout == ""
+
+
+def test_an_out_that_is_no_folder_is_a_mistake_in_the_command(
+    tmp_path: Path, sample: Path, smoke: Path, medseg
+) -> None:
+    """Not exit 1, which says that some cases failed and the others are done."""
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for command in (
+        ("convert", sample, "--to", "nnunet"), ("train", smoke, "--data", sample),
+        ("evaluate", sample / "labels", sample),
+    ):  # fmt: skip
+        answer = medseg(*command, "--out", file)
+        assert answer.exit_code == 2
+        assert "give another --out" in answer.stderr
+    assert file.read_text() == "mine"
+
+
+def test_a_run_that_cannot_start_leaves_no_folder_in_the_way(tmp_path: Path, sample: Path, smoke: Path, medseg) -> None:
+    out = tmp_path / "run"
+    for mistake in (("--plan", tmp_path / "none.json"), ("--set", "trainer.device=cuda:99")):
+        assert medseg("train", smoke, "--data", sample, "--out", out, *mistake).exit_code == 2
+        assert not out.exists()
+
+
+def test_what_is_no_description_is_named(tmp_path: Path, medseg) -> None:
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(b"\x1f\x8b\x08")
+    answer = medseg("check", path)
+    assert answer.exit_code == 2
+    assert "expected JSON in scan.nii.gz" in answer.stderr
+
+
 def test_doctor(medseg) -> None:
     answer = medseg("doctor", "--json")
-    assert answer.json["packages"]["torch"]
+    assert all(answer.json["packages"].values())
     assert answer.json["cpu"]["cores"] >= 1
     assert "CUDA" in medseg("doctor").stdout
 
@@ -98,7 +144,7 @@ def test_init_writes_a_complete_config_that_trains(tmp_path: Path, sample: Path,
     assert medseg("init", "ct_segmentation", "--out", path).exit_code == 0
     assert CtSegmentationConfig.model_validate(yaml.safe_load(path.read_text())) == CtSegmentationConfig()
     assert medseg("init", "ct_segmentation").stdout.strip() == path.read_text().strip()
-    assert medseg("init", "ct_segmentation", "--out", path).exit_code == 1, "nothing is overwritten"
+    assert medseg("init", "ct_segmentation", "--out", path).exit_code == 2, "nothing is overwritten"
     dry = medseg("train", path, "--data", sample, "--dry-run", "--out", tmp_path / "run", "--json")
     assert dry.exit_code == 0
     assert dry.json["config"]["network"]["kind"] == "unet"

@@ -343,3 +343,8 @@ def test_memory_does_not_grow_with_the_number_of_cases(tmp_path: Path) -> None:
 
     peak(2)  # what is imported and cached at first
     assert peak(34) - peak(4) < array.nbytes
+
+
+def test_an_unknown_surface_is_refused_before_any_work(dataset: Path, predict: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match="elements or borders, found 'voxels'"):
+        evaluate(predict("ours", ALL), dataset, surface="voxels")

@@ -151,7 +151,7 @@ def test_two_inputs_of_one_name_are_refused_before_work(
 def test_an_output_folder_that_cannot_be_made_is_told(tmp_path: Path, scans: Path, run_folder: Path, medseg) -> None:
     (tmp_path / "file").write_text("x")
     answer = medseg("predict", run_folder, scans / "pt_4.nii.gz", "--out", tmp_path / "file" / "out")
-    assert answer.exit_code == 1
+    assert answer.exit_code == 2
     assert "cannot write" in answer.stderr
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import medseg
+import pipelines
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
@@ -31,4 +32,6 @@ def test_the_public_names_are_there_and_documented() -> None:
     for name in medseg.__all__:
         thing = getattr(medseg, name)
         assert name == "__version__" or thing.__doc__
-    assert Path(medseg.__file__).with_name("py.typed").exists()
+    assert dir(medseg) == sorted(medseg.__all__)
+    for package in (medseg, pipelines):  # Outcome lives in pipelines: without it, type checkers would take it for Any
+        assert Path(str(package.__file__)).with_name("py.typed").exists()

@@ -131,7 +131,7 @@ def readable(
             yield case
         listener(Progress(stage, done, len(records), message=message))
     if records and not num_read:
-        raise TrainingError(f"none of the {len(records)} cases could be read", code="training.no_data")
+        raise TrainingError(f"none of the {len(records)} cases could be read ({stage})", code="training.no_data")
 
 
 def stage_rule(network: NetworkConfig) -> StageRule:

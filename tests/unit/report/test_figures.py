@@ -14,6 +14,7 @@ from matplotlib import image as mpl_image
 from medseg.core.labels import LabelSchema, Structure
 from medseg.metrics.case import StructureScore
 from medseg.report.curves import draw_curves
+from medseg.report.figures import new_figure, write_png
 from medseg.report.patches import MAX_PATCHES, draw_first_batches
 from medseg.report.scores import draw_scores
 
@@ -134,3 +135,11 @@ def test_pictures_leave_the_global_state_of_matplotlib_alone() -> None:
     code = "import sys, medseg.report.overlays, medseg.report.curves, medseg.report.scores, medseg.report.patches\n"
     code += "sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_in_chinese_is_drawn_without_noise(tmp_path: Path) -> None:
+    figure = new_figure(2.0, 1.0)
+    figure.suptitle("患者")
+    write_png(tmp_path / "figure.png", figure)
+    assert picture(tmp_path / "figure.png").min() < 1
