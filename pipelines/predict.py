@@ -22,7 +22,7 @@ from medseg.io.exclusive import exclusive
 from medseg.io.label_tables import write_label_tables
 from medseg.io.manifest import Entry, Manifest, peak_memory_bytes, sha256_of
 from medseg.io.nifti import write_label_map
-from medseg.io.volume import read_label_map
+from medseg.io.volume import ALLOWABLE, read_label_map
 from pipelines.outcome import Outcome, exit_code_of
 
 SOFT_TISSUE_HU = (-160.0, 240.0)
@@ -53,6 +53,8 @@ def run(bundle: Path, inputs: Sequence[Path], options: PredictOptions, listener:
         options: Of the command line.
         listener: Hears of the progress.
     """
+    if unknown := sorted(options.allow - set(ALLOWABLE)):
+        raise ConfigError(f"--allow {', '.join(unknown)}: expected some of {', '.join(ALLOWABLE)}")
     opened = read_bundle(bundle)
     description = describe(opened)
     records = cases_of(inputs, options.split, len(description.modalities))

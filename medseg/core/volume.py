@@ -25,6 +25,10 @@ class GridRecord:
     fields: Mapping[str, Any]
 
 
+TURNED = "geometry.turned"
+"""Code of the note on a label map whose axes were turned to those of its image."""
+
+
 @dataclass(frozen=True)
 class Note:
     """Something that a reader met and dealt with, which the user should know.
@@ -78,3 +82,17 @@ class LabelMap:
     def __post_init__(self) -> None:
         if self.array.shape != self.geometry.shape_ijk:
             raise GeometryError(f"an array of shape {self.array.shape} does not fit the grid {self.geometry.shape_ijk}")
+
+    def turned_to(self, geometry: Geometry) -> LabelMap | None:
+        """The same voxels in the axes of another grid; None where that grid lies elsewhere.
+
+        Where the axes run otherwise (a NIfTI label beside a DICOM series is often reversed in J), they are turned by the
+        two affines, without loss, and a note says so.
+        """
+        if geometry.difference(self.geometry) is None:
+            return self
+        if geometry.canonical.difference(self.geometry.canonical) is not None:
+            return None
+        array = geometry.axes.from_canonical(self.geometry.axes.to_canonical(self.array))
+        note = Note(TURNED, "the label map's axes run otherwise than its image's: turned to them, without loss")
+        return LabelMap(np.ascontiguousarray(array), geometry, notes=(*self.notes, note))

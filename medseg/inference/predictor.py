@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,14 +73,18 @@ class Predictor:
         description = describe(opened)
         return cls(description, load_runtime(description, opened.weights, choose_device(device)), overlap, tile_batch)
 
-    def predict(self, image: str | Path | Volume) -> LabelMap:
+    def predict(self, image: str | Path | Volume, allow: Collection[str] = ()) -> LabelMap:
         """Label a scan.
+
+        Args:
+            image: A path that :func:`~medseg.io.volume.read_volume` takes, or a volume.
+            allow: Codes of problems to go on with when reading, as ``medseg predict --allow`` takes them.
 
         Raises:
             CaseError: It cannot be read or predicted.
         """
         num_channels = len(self.description.modalities)
-        volume = image if isinstance(image, Volume) else read_volume(image, num_channels=num_channels)
+        volume = image if isinstance(image, Volume) else read_volume(image, num_channels=num_channels, allow=allow)
         case = Case("image", volume, None, self.description.labels.annotated_channels(None))
         return self.predict_case(case).label_map
 

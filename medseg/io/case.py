@@ -120,15 +120,16 @@ def _read_label(path: Path, image: Volume, labels: LabelSchema, allow: Collectio
         label = read_dicom_labels(path, image.geometry, labels)
     else:
         label = read_label_map(path, allow=allow)
-    difference = image.geometry.difference(label.geometry)
-    if difference:
+    turned = label.turned_to(image.geometry)
+    if turned is None:
+        difference = image.geometry.difference(label.geometry)
         raise GeometryError(
             f"the label {path.name} is not on its image's grid: {difference}; export both again together",
             code="geometry.label",
         )
     try:
-        labels.to_classes(label.array)
+        labels.to_classes(turned.array)
     except LabelError as error:
         raise LabelError(f"{path.name}: {error.message}", code=error.code) from error
     # The image's header counts: the two may differ by rounding, and results are written on the image's grid.
-    return LabelMap(label.array, image.geometry, image.record)
+    return LabelMap(turned.array, image.geometry, image.record, turned.notes)

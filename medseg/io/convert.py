@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medseg.core.case import Case, CaseRecord
-from medseg.core.volume import LabelMap, Note, Volume
+from medseg.core.volume import TURNED, LabelMap, Note, Volume
 from medseg.io.case import read_case
 from medseg.io.conversion import ENDING, Conversion
 from medseg.io.dataset_native import case_entry
@@ -105,7 +105,8 @@ class Converter:
         elif case.label is not None and translated is not None:
             target = self.folder / f"labels{place}" / f"{name}{ENDING}"
             if np.array_equal(translated.array, case.label.array):
-                label = self._give_label(target, record.label, translated)
+                is_turned = any(note.code == TURNED for note in case.label.notes)
+                label = self._give_label(target, None if is_turned else record.label, translated)
             else:
                 self._give_label(target, None, translated)
                 label = self._label(record, case.label, original / f"{name}_label")

@@ -195,10 +195,11 @@ def read_prediction(predictions: PredictionFolder, reference: Reference) -> tupl
         return empty, f"{reference.id} has no prediction in {predictions.name}: it counts as empty"
     try:
         prediction = read_label_map(path)
-        difference = reference.label.geometry.difference(prediction.geometry)
-        if difference:
+        turned = prediction.turned_to(reference.label.geometry)
+        if turned is None:
+            difference = reference.label.geometry.difference(prediction.geometry)
             raise GeometryError(f"{path.name} is not on the reference's grid: {difference}", code="geometry.prediction")
-        array = _understood(prediction.array, predictions.meanings, path)
+        array = _understood(turned.array, predictions.meanings, path)
     except CaseError as error:
         return empty, f"{reference.id}'s prediction counts as empty: {error.message}"
     return LabelMap(array, reference.label.geometry), ""

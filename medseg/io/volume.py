@@ -32,6 +32,10 @@ WHOLE_TOLERANCE = 1e-3
 """How far a label may be from a whole number: headers store slopes as float32, so 255 · (1/255) is 1.00000006."""
 
 
+ALLOWABLE = ("read.nonfinite", "dicom.duplicate_slice", "dicom.missing_slice", "dicom.uneven_gaps")
+"""Codes of the problems that a caller may allow."""
+
+
 def has_volume_suffix(path: Path) -> bool:
     """Whether a name ends as that of a volume file."""
     return path.name.lower().endswith(VOLUME_SUFFIXES)

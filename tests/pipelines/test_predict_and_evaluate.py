@@ -192,3 +192,25 @@ def test_a_folder_of_label_maps_is_a_reference_too(tmp_path: Path, sample: Path,
         shutil.copy(sample / "labels" / f"{name}.nii.gz", tmp_path / "ref")
     by_folder = medseg("evaluate", out, tmp_path / "ref", "--json").json["summary"]
     assert by_folder == medseg("evaluate", out, sample, "--split", "validation", "--json").json["summary"]
+
+
+def test_a_code_that_nothing_allows_is_a_mistake(tmp_path: Path, scans: Path, run_folder: Path, medseg) -> None:
+    answer = medseg("predict", run_folder, scans, "--out", tmp_path / "out", "--allow", "read.nonfinite,dicom.gap")
+    assert answer.exit_code == 2
+    assert "dicom.gap" in answer.stderr
+    assert "dicom.missing_slice" in answer.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_allowed_problem_is_dealt_with_and_told(tmp_path: Path, sample: Path, run_folder: Path, medseg) -> None:
+    scan = nib.load(sample / "images" / "pt_222.nii.gz")
+    values = scan.get_fdata(dtype=np.float32)
+    values[0, 0, :2] = np.nan
+    nib.save(nib.Nifti1Image(values, scan.affine), tmp_path / "hole.nii.gz")
+    arguments = ("predict", run_folder, tmp_path / "hole.nii.gz", "--out", tmp_path / "out")
+    assert medseg(*arguments).exit_code == 6
+    assert medseg(*arguments, "--allow", "read.nonfinite").exit_code == 0
+    (entry,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["cases"]
+    (note,) = entry["notes"]
+    assert note["code"] == "read.nonfinite"
+    assert "2 voxels" in note["message"]

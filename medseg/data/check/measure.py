@@ -103,7 +103,10 @@ def _measure_label(
     if label is None:
         return None
     image = channels[0] if channels else None
-    if image is not None and (difference := image.grid.difference(label.geometry)):
+    if image is not None and (turned := label.turned_to(image.grid)) is not None:
+        label = turned
+    elif image is not None:
+        difference = image.grid.difference(label.geometry)
         message = f"the label {record.label.name} is not on its image's grid: {difference}"
         problems.append(found("geometry.label", "error", record.id, file, message))
         image = None

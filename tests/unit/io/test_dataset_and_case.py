@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -164,3 +165,42 @@ def test_inputs(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="holds no"):
         input_cases([tmp_path / "empty"], 1)
+
+
+TURNS = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
+
+
+@pytest.mark.parametrize(("order", "signs"), TURNS)
+def test_a_label_on_the_same_voxels_in_other_axes_is_turned(tmp_path: Path, order, signs) -> None:
+    """nibabel turns the label as another program may have stored it; it comes back on its image's axes."""
+    affine = np.array([[0.9, 0.1, 0, 5], [-0.1, 0.9, 0, 7], [0, 0, 3, -20], [0, 0, 0, 1]])
+    values = np.random.default_rng(0).integers(0, 2, (4, 5, 6)).astype(np.uint8)
+    save(tmp_path / "i.nii.gz", np.zeros((4, 5, 6), np.int16), affine)
+    turned = nib.Nifti1Image(values, affine).as_reoriented(np.array(list(zip(order, signs, strict=True))))
+    nib.save(turned, tmp_path / "l.nii.gz")
+    document = {"labels": {"a": 1}, "cases": [{"id": "c", "image": "i.nii.gz", "label": "l.nii.gz"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    dataset = read_dataset(tmp_path)
+    label = read_case(dataset.cases[0], dataset).label
+    assert label is not None
+    np.testing.assert_array_equal(label.array, values)
+    is_same = order == (0, 1, 2) and signs == (1, 1, 1)
+    assert [note.code for note in label.notes] == ([] if is_same else ["geometry.turned"])
+
+
+def test_the_real_label_map_reversed_beside_its_series(shared_data: Path, tmp_path: Path) -> None:
+    """``ct_slab_20``: the NIfTI label is reversed in J; each voxel lies where its own affine puts it."""
+    folder = shared_data / "dicom"
+    path = folder / "ct_slab_20_labels.nii.gz"
+    names = {f"s{value}": int(value) for value in np.unique(np.asarray(nib.load(path).dataobj)) if value}
+    case = {"id": "slab", "image": str(folder / "ct_slab_20"), "label": str(path)}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": names, "cases": [case]}))
+    dataset = read_dataset(tmp_path)
+    read = read_case(dataset.cases[0], dataset)
+    assert read.label is not None
+    reference = nib.load(path)
+    for value in list(names.values())[:10]:
+        mine = read.image.geometry.affine_ras @ [*np.argwhere(read.label.array == value).mean(axis=0), 1]
+        theirs = reference.affine @ [*np.argwhere(np.asarray(reference.dataobj) == value).mean(axis=0), 1]
+        np.testing.assert_allclose(mine, theirs, atol=1e-3)
+    assert read.label.geometry is read.image.geometry
