@@ -8,6 +8,8 @@ Nothing that comes from a file is executed.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
 import json
 import os
@@ -57,7 +59,7 @@ def unpack(frame: bytes, description: dict[str, Any], num_bytes: int) -> bytes:
 
 
 @functools.lru_cache(maxsize=1)
-def _worker(_pid: int) -> subprocess.Popen[bytes]:
+def _worker(pid: int) -> subprocess.Popen[bytes]:
     """The process that decodes for this one; a fork of this process gets its own. It ends when this process does."""
     with tempfile.TemporaryFile() as complaints:
         worker = subprocess.Popen(
@@ -70,7 +72,17 @@ def _worker(_pid: int) -> subprocess.Popen[bytes]:
     assert worker.stdout is not None
     if worker.stdout.readline() != b"ready\n":
         raise OSError("the decoding process does not start")
+    atexit.register(_end, worker, pid)
     return worker
+
+
+def _end(worker: subprocess.Popen[bytes], pid: int) -> None:
+    """Let the process go before the one that started it ends, which would complain of what it leaves open."""
+    if os.getpid() != pid:
+        return  # a fork
+    worker.kill()
+    with contextlib.suppress(OSError):  # it may be gone already
+        worker.communicate()
 
 
 def _ask(worker: subprocess.Popen[bytes], request: bytes, num_bytes: int) -> tuple[str, bytes]:
