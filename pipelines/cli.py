@@ -6,15 +6,14 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from medseg.core.errors import ConfigError, Interrupted, MedsegError
-from medseg.core.units import duration_s
 from medseg.core.version import VERSION
+from pipelines.options import Allow, Budget, Device, FormatName, Json, Quiet, Set, Split, SurfaceName, Verbose, codes_of
 from pipelines.outcome import Outcome
 
 app = typer.Typer(
@@ -25,59 +24,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class SplitName(StrEnum):
-    """A split of a dataset."""
-
-    train = "train"
-    validation = "validation"
-    test = "test"
-
-
-class FormatName(StrEnum):
-    """A form of dataset."""
-
-    native = "native"
-    nnunet = "nnunet"
-    msd = "msd"
-
-
-class SurfaceName(StrEnum):
-    """What a surface is made of."""
-
-    elements = "elements"
-    borders = "borders"
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of ``90s``, ``20m``, ``2h``."""
-    try:
-        return duration_s(text)
-    except ConfigError as error:
-        raise typer.BadParameter(error.message) from None
-
-
-def codes_of(texts: list[str] | None) -> frozenset[str]:
-    """The codes of ``--allow a,b --allow c``."""
-    return frozenset(code.strip() for text in texts or () for code in text.split(",") if code.strip())
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only messages and the result.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the whole traceback of an error.")]
-Budget = Annotated[
-    float | None, typer.Option(parser=parse_duration, metavar="DURATION", help="Time for all of it: 90s, 20m, 2h.")
-]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a config value; may be repeated.")
-]
-Split = Annotated[SplitName | None, typer.Option(help="Only the cases of this split of a dataset.")]
-Allow = Annotated[
-    list[str] | None,
-    typer.Option(metavar="CODE,...", help="Go on where a problem of this code would stop; what was done is told."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 @app.callback(invoke_without_command=True)

@@ -101,11 +101,32 @@ class Validation:
 
 
 @runtime_checkable
+class Batch(Protocol):
+    """What a network learns from in one step. The engine moves it, divides it, and asks where it comes from."""
+
+    def __len__(self) -> int:
+        """Patches, pictures or clips in it."""
+        ...
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        ...
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Its entries ``start`` to ``stop``, as a batch of their own."""
+        ...
+
+    def origin(self, index: int) -> str:
+        """Where an entry comes from, for people: ``case HN-12, patch at 10, 20, 30``."""
+        ...
+
+
+@runtime_checkable
 class TrainableTask(Protocol):
     """The training half of a task. Device, precision, clipping and checkpoints are the engine's."""
 
-    def train_batches(self, start_step: int) -> Iterator[Any]:
-        """Batches without end from a step on; each has ``to(device)``."""
+    def train_batches(self, start_step: int) -> Iterator[Batch]:
+        """Batches without end from a step on."""
         ...
 
     def build_model(self) -> nn.Module:

@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from medseg.core.case import PreparedCase
 from medseg.core.geometry import Shape3
-from medseg.core.patch import cut_out
+from medseg.core.patch import PatchLocation
 from medseg.core.shapes import BCIJK, BIJK
 from medseg.data.augment import Augmentd
 from medseg.data.config import AugmentationConfig, LoaderConfig, SamplingConfig
-from medseg.data.sampling import ForegroundVoxels, PatchRequest, case_of, generator, patch_location
+from medseg.data.sampling import PatchRequest, case_of, generator, patch_location
+from medseg.data.source import PatchSource
 
 Transform = Callable[[Mapping[Hashable, Any]], Mapping[Hashable, Any]]
 
@@ -32,13 +32,18 @@ class PatchBatch:
         image: Normalised intensities.
         classes: Class number of each voxel, :data:`~medseg.core.labels.IGNORED` where nobody decided.
         annotated: Which channels somebody looked for, in each patch's case.
-        case_ids: Where each patch comes from.
+        case_ids: The case of each patch.
+        places: Where in its prepared case each patch was cut.
     """
 
     image: Float[Tensor, BCIJK]
     classes: Integer[Tensor, BIJK]
     annotated: Bool[Tensor, "batch classes"]
     case_ids: tuple[str, ...]
+    places: tuple[PatchLocation, ...]
+
+    def __len__(self) -> int:
+        return len(self.case_ids)
 
     def to(self, device: torch.device) -> PatchBatch:
         """The same batch on a device."""
@@ -47,7 +52,19 @@ class PatchBatch:
             self.classes.to(device, non_blocking=True),
             self.annotated.to(device, non_blocking=True),
             self.case_ids,
+            self.places,
         )
+
+    def part(self, start: int, stop: int) -> PatchBatch:
+        """Some of its patches, as a batch of their own."""
+        kept = slice(start, stop)
+        return PatchBatch(
+            self.image[kept], self.classes[kept], self.annotated[kept], self.case_ids[kept], self.places[kept]
+        )
+
+    def origin(self, index: int) -> str:
+        """A patch's case and place."""
+        return f"case {self.case_ids[index]}, patch at {', '.join(map(str, self.places[index].start_ijk))}"
 
 
 class SamplePatchd:
@@ -62,24 +79,23 @@ class SamplePatchd:
     """
 
     def __init__(
-        self, cases: Sequence[PreparedCase], patch_ijk: Shape3, batch_size: int, seed: int, config: SamplingConfig
+        self, cases: Sequence[PatchSource], patch_ijk: Shape3, batch_size: int, seed: int, config: SamplingConfig
     ) -> None:
         self.cases, self.patch_ijk, self.batch_size, self.seed, self.config = cases, patch_ijk, batch_size, seed, config
-        self.foreground = [ForegroundVoxels.of(case) for case in cases]
 
     def __call__(self, item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The patch as a dictionary: image, classes, annotated, case_id, generator."""
+        """The patch as a dictionary: image, classes, annotated, case_id, place, generator."""
         request: PatchRequest = item["request"]
         number = case_of(request, self.seed, self.batch_size, len(self.cases))
         case, rng = self.cases[number], generator(self.seed, 2, request.step, request.index)
-        shape = case.geometry.shape_ijk
-        place = patch_location(rng, self.foreground[number], shape, self.patch_ijk, self.config.foreground_fraction)
-        assert case.classes is not None  # training cases are labelled; tasks see to it
+        place = patch_location(rng, case.foreground, case.shape_ijk, self.patch_ijk, self.config.foreground_fraction)
+        image, classes = case.read(place)
         return {
-            "image": torch.from_numpy(cut_out(case.image, place)),
-            "classes": torch.from_numpy(cut_out(case.classes[None], place, outside=0)[0]),
+            "image": torch.from_numpy(image),
+            "classes": torch.from_numpy(classes),
             "annotated": torch.from_numpy(case.annotated),
             "case_id": case.id,
+            "place": place,
             "generator": rng,
         }
 
@@ -151,4 +167,5 @@ def _collated(patches: Sequence[Mapping[Hashable, Any]]) -> PatchBatch:
         classes=torch.stack([torch.as_tensor(patch["classes"]) for patch in patches]),
         annotated=torch.stack([patch["annotated"] for patch in patches]),
         case_ids=tuple(patch["case_id"] for patch in patches),
+        places=tuple(patch["place"] for patch in patches),
     )

@@ -20,6 +20,7 @@ from medseg.core.task import StepLoss, Validation
 from medseg.data.loader import PatchBatch, SamplePatchd, patch_batches
 from medseg.data.plan import Plan
 from medseg.data.prepare import prepare
+from medseg.data.source import MemorySource
 from medseg.inference.description import ModelDescription
 from medseg.inference.resolve import decide
 from medseg.inference.runtimes.torch import TorchRuntime
@@ -82,9 +83,8 @@ class CtSegmentationTask:
     def train_batches(self, start_step: int) -> Iterator[PatchBatch]:
         """Batches without end from a step on."""
         config = self.config
-        sampler = SamplePatchd(
-            self.training, self.plan.patch_ijk, self.plan.batch_size, config.trainer.seed, config.sampling
-        )
+        sources = [MemorySource(case) for case in self.training]
+        sampler = SamplePatchd(sources, self.plan.patch_ijk, self.plan.batch_size, config.trainer.seed, config.sampling)
         return patch_batches(
             sampler, config.augmentation, self.schema.mirrored_classes, config.loader, start_step=start_step
         )

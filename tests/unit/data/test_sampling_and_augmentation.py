@@ -15,6 +15,7 @@ from medseg.data.augment import Augmentd, add_noise, apply_gamma, augment, mirro
 from medseg.data.config import AugmentationConfig, LoaderConfig, SamplingConfig
 from medseg.data.loader import SamplePatchd, patch_batches
 from medseg.data.sampling import ForegroundVoxels, PatchRequest, case_of, generator, patch_location
+from medseg.data.source import MemorySource
 
 
 def prepared(name: str, shape=(20, 18, 16), seed: int = 0) -> PreparedCase:
@@ -78,7 +79,7 @@ def test_where_all_or_nothing_is_ignored_any_place_will_do(everything: bool) -> 
 def test_what_lies_beyond_the_case_is_background(smallest: int) -> None:
     case = prepared("a", shape=(20, 8, 8))
     case = replace(case, classes=np.full_like(case.classes, smallest))
-    sampler = SamplePatchd([case], (8, 8, 12), 1, 0, SamplingConfig())
+    sampler = SamplePatchd([MemorySource(case)], (8, 8, 12), 1, 0, SamplingConfig())
     classes = sampler({"request": PatchRequest(0, 0)})["classes"]
     assert classes[:, :, [0, 1, 10, 11]].unique().tolist() == [0]
     assert classes[:, :, 2:10].unique().tolist() == [smallest]
@@ -93,7 +94,13 @@ def test_small_cases_are_centred_in_the_patch() -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_do_not_depend_on_where_the_run_started(num_workers: int) -> None:
     def batches(start: int, workers: int):
-        sampler = SamplePatchd([prepared("a", seed=1), prepared("b", seed=2)], (8, 8, 8), 2, 7, SamplingConfig())
+        sampler = SamplePatchd(
+            [MemorySource(prepared("a", seed=1)), MemorySource(prepared("b", seed=2))],
+            (8, 8, 8),
+            2,
+            7,
+            SamplingConfig(),
+        )
         return patch_batches(sampler, AugmentationConfig(), (0, 2, 1), LoaderConfig(num_workers=workers), start)
 
     whole, resumed = batches(0, 0), batches(3, num_workers)
