@@ -1,6 +1,8 @@
 # Needs make, git and Python 3.11 or newer with pip; all else goes into .venv. Another Python: make test PYTHON=python3.12
 PYTHON ?= python3
 OUT ?= demo
+BUDGET ?= 6h
+FOLD_BUDGET ?= 1h
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -9,10 +11,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # An installation is current while this Python, this place and these two files are the same.
 KEY = { $(PYTHON) --version; pwd; cat pyproject.toml requirements/constraints.txt; } | cksum
 
-.PHONY: help venv demo lint check test slow wheel clean
+.PHONY: help venv demo head-neck lint check test slow wheel clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
 
 venv: ## .venv with medseg, its tested dependencies and the developer's tools
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -29,6 +31,11 @@ venv: ## .venv with medseg, its tested dependencies and the developer's tools
 
 demo: venv ## train on real CT scans, contour two unseen patients, measure (about 8 minutes); OUT=DIR for another folder
 	@$(BIN)/medseg demo --out "$(OUT)"
+
+head-neck: OUT := runs/head-neck
+head-neck: venv ## make the bundled model from DATA=hn_oar, about 11 hours (BUDGET=6h, FOLD_BUDGET=1h); run again, it goes on
+	@test -n "$(DATA)" || { echo "name the dataset: make head-neck DATA=hn_oar" >&2; exit 2; }
+	@$(BIN)/python -m pipelines.head_neck "$(DATA)" --out "$(OUT)" --budget "$(BUDGET)" --fold-budget "$(FOLD_BUDGET)"
 
 lint: venv ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

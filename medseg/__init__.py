@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from medseg.core.errors import MedsegError
-from medseg.core.units import duration_s
+from medseg.core.units import duration_s, size_bytes
 from medseg.core.version import VERSION as __version__
 from pipelines.outcome import Outcome
 
@@ -71,7 +71,10 @@ def train(
     data: str | Path | None = None,
     out: str | Path | None = None,
     budget: str | None = None,
+    memory: str | None = None,
     plan: str | Path | None = None,
+    start_from: str | Path | None = None,
+    fold: int | Literal["each", "none"] | None = None,
     deterministic: bool = False,
     resume: bool = False,
     overrides: tuple[str, ...] | list[str] = (),
@@ -83,7 +86,10 @@ def train(
         data: A dataset's folder, or its ``dataset.json``.
         out: Run folder; default ``runs/NAME-DATE``.
         budget: Time for all of it: ``90s``, ``20m``, ``2h``.
+        memory: Most that training may take: ``8G``.
         plan: A plan written by ``medseg plan``.
+        start_from: A bundle, a run or a bundled model that is trained further, as ``--from`` takes it.
+        fold: Validate on this fold, on ``"each"`` in turn, or on ``"none"``.
         deterministic: Refuse arithmetic that does not repeat.
         resume: Go on with the run in ``out``, exactly.
         overrides: ``"a.b=c"``, as ``--set`` takes them.
@@ -100,7 +106,10 @@ def train(
         data=_path(data),
         out=_path(out),
         budget_s=None if budget is None else duration_s(budget),
+        memory_bytes=None if memory is None else size_bytes(memory),
         plan=_path(plan),
+        start_from=None if start_from is None else str(start_from),
+        fold=fold,
         deterministic=deterministic,
         resume=resume,
         overrides=overrides,

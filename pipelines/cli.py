@@ -13,7 +13,21 @@ import typer
 
 from medseg.core.errors import ConfigError, Interrupted, MedsegError
 from medseg.core.version import VERSION
-from pipelines.options import Allow, Budget, Device, FormatName, Json, Quiet, Set, Split, SurfaceName, Verbose, codes_of
+from pipelines.options import (
+    Allow,
+    Budget,
+    Device,
+    Fold,
+    FormatName,
+    Json,
+    Memory,
+    Quiet,
+    Set,
+    Split,
+    SurfaceName,
+    Verbose,
+    codes_of,
+)
 from pipelines.outcome import Outcome
 
 app = typer.Typer(
@@ -92,17 +106,22 @@ def demo(
 
 @app.command()
 def tasks(json_: Json = False, verbose: Verbose = False) -> None:
-    """List the installed tasks: name, package, version, and whether each is available.
+    """List the installed tasks (name, package, version, whether each is available) and the models that ship with medseg.
 
     Example: medseg tasks --json
     """
 
     def job() -> Outcome:
         from medseg.core.plugins import installed_tasks
+        from medseg.io.resources import bundled_models
 
-        found = installed_tasks()
+        found, models = installed_tasks(), [model.summary() for model in bundled_models()]
         lines = [f"{task.name:<20}{task.package} {task.version:<10}{task.status:<12}{task.detail}" for task in found]
-        return Outcome(0, {"tasks": [vars(task) for task in found]}, "\n".join(lines) or "no task is installed")
+        lines += ["no task is installed"] * (not found)
+        for model in models:
+            kind = f"{model['task']}, {' + '.join(model['modality'])}, {model['size_bytes'] / 2**20:.1f} MB"
+            lines.append(f"bundled model {model['name']} ({kind}): {', '.join(model['structures'])}")
+        return Outcome(0, {"tasks": [vars(task) for task in found], "models": models}, "\n".join(lines))
 
     answer(job, as_json=json_, verbose=verbose)
 
@@ -185,24 +204,33 @@ def convert(
 def plan(
     dataset: Annotated[Path, typer.Argument(help="Folder of a dataset, or its dataset.json.")],
     out: Annotated[Path | None, typer.Option(help="File for the plan; medseg train --plan reads it.")] = None,
-    device: Device = "auto",
+    device: Annotated[
+        str,
+        typer.Option(help="auto, cpu, cuda or cuda:N; or a GPU that is not here: gpu-8g, gpu-12g, gpu-24g, gpu-80g."),
+    ] = "auto",
+    memory: Memory = None,
     budget: Budget = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the plans that were weighed.")] = False,
+    explain_memory: Annotated[bool, typer.Option("--explain-memory", help="Show what takes how much memory.")] = False,
     set_: Set = None,
     json_: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Fingerprint a dataset and plan for it: spacing, window, patch, strides, and why.
+    """Fingerprint a dataset and plan for it: spacing, window, patch, batch, network, schedule, and why.
 
-    With --budget the machine is measured on --device and the number of steps is frozen too.
+    With --budget this machine is probed first, and what the config leaves null is chosen for the time and memory at hand.
 
-    Example: medseg plan hn_oar --budget 20m --out plan.json
+    Example: medseg plan hn_oar --budget 20m --memory 8G --out plan.json
     """
 
     def job() -> Outcome:
         from pipelines import plan as pipeline
 
-        options = pipeline.PlanOptions(out=out, device=device, budget_s=budget, overrides=set_ or ())
+        options = pipeline.PlanOptions(
+            out=out, device=device, budget_s=budget, memory_bytes=memory, explain=explain, explain_memory=explain_memory,
+            overrides=set_ or (),
+        )  # fmt: skip
         return pipeline.run(dataset, options, _display(quiet))
 
     answer(job, as_json=json_, verbose=verbose)
@@ -214,7 +242,15 @@ def train(
     data: Annotated[Path | None, typer.Option(help="Folder of a dataset, or its dataset.json.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME-DATE.")] = None,
     budget: Budget = None,
+    memory: Memory = None,
     plan: Annotated[Path | None, typer.Option(help="A plan written by medseg plan; default: plan now.")] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="BUNDLE", help="Train this bundle, run or bundled model further; labels may differ."
+        ),
+    ] = None,
+    fold: Fold = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Refuse arithmetic that does not repeat.")
     ] = False,
@@ -227,7 +263,8 @@ def train(
 ) -> None:
     """Train a network; the run folder holds the bundle, checkpoints, log and figures.
 
-    Ctrl-C and SIGTERM leave a checkpoint; --resume goes on from it.
+    Ctrl-C and SIGTERM leave a checkpoint; --resume goes on from it. With --fold each, all folds are trained in turn, each
+    case is contoured by the network that never saw it, and the bundle is the ensemble.
 
     Example: medseg train configs/ct_segmentation/head_neck_unet.yaml --data hn_oar --out run --budget 20m
     """
@@ -236,8 +273,8 @@ def train(
         from pipelines import train as pipeline
 
         options = pipeline.TrainOptions(
-            data=data, out=out, budget_s=budget, plan=plan, deterministic=deterministic, resume=resume,
-            overrides=set_ or (), dry_run=dry_run,
+            data=data, out=out, budget_s=budget, memory_bytes=memory, plan=plan, start_from=from_, fold=fold,
+            deterministic=deterministic, resume=resume, overrides=set_ or (), dry_run=dry_run,
         )  # fmt: skip
         return pipeline.run(config, options, _display(quiet))
 
@@ -246,7 +283,12 @@ def train(
 
 @app.command()
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder, or run folder.")],
+    bundle: Annotated[
+        str,
+        typer.Argument(
+            help="Bundle folder, run folder, or a model that medseg tasks lists; several joined by commas are averaged."
+        ),
+    ],
     inputs: Annotated[
         list[Path], typer.Argument(metavar="INPUT...", help="Volume files, DICOM series, folders of them, datasets.")
     ],

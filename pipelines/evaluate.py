@@ -11,6 +11,7 @@ from medseg.core.case import Dataset, Split
 from medseg.core.errors import CaseError, ConfigError, PluginError
 from medseg.core.plugins import find_task
 from medseg.core.progress import Listener, Progress, silent
+from medseg.core.units import SOFT_TISSUE_HU
 from medseg.core.volume import LabelMap
 from medseg.io.exclusive import exclusive
 from medseg.io.references import PredictionFolder, Reference, read_prediction, read_reference, what_to_compare
@@ -19,7 +20,6 @@ from medseg.metrics.case import StructureScore, SurfaceKind, measure_structures
 from medseg.metrics.compare import compare
 from medseg.report.evaluation import COMPARISON, SCORES, Comparison, Evaluation, picture_path, write_tables
 from pipelines.outcome import Outcome
-from pipelines.predict import SOFT_TISSUE_HU
 
 TASK = "ct_segmentation"
 """The only one that is evaluated here so far."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from medseg.core.errors import ConfigError
-from medseg.core.units import duration_s
+from medseg.core.units import duration_s, size_bytes
 
 
 class SplitName(StrEnum):
@@ -42,6 +42,24 @@ def parse_duration(text: str) -> float:
         raise typer.BadParameter(error.message) from None
 
 
+def parse_size(text: str) -> int:
+    """Bytes of ``512M``, ``4G``."""
+    try:
+        return size_bytes(text)
+    except ConfigError as error:
+        raise typer.BadParameter(error.message) from None
+
+
+def parse_fold(text: str) -> int | Literal["each", "none"]:
+    """A fold: its number from 0, ``each`` or ``none``."""
+    match text:
+        case "each" | "none":
+            return text
+        case _ if text.isdecimal():
+            return int(text)
+    raise typer.BadParameter(f"expected the number of a fold from 0, each or none, found '{text}'")
+
+
 def codes_of(texts: list[str] | None) -> frozenset[str]:
     """The codes of ``--allow a,b --allow c``."""
     return frozenset(code.strip() for text in texts or () for code in text.split(",") if code.strip())
@@ -52,6 +70,18 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only me
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the whole traceback of an error.")]
 Budget = Annotated[
     float | None, typer.Option(parser=parse_duration, metavar="DURATION", help="Time for all of it: 90s, 20m, 2h.")
+]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_size, metavar="SIZE", help="Most that training may take: 512M, 8G; default: what is free."
+    ),
+]
+Fold = Annotated[
+    Any,  # what parse_fold gives; typer knows no unions
+    typer.Option(
+        parser=parse_fold, metavar="K|each|none", help="Validate on one fold, on each in turn, or on no case at all."
+    ),
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a config value; may be repeated.")

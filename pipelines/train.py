@@ -1,37 +1,26 @@
-"""Training: from a config and a dataset to a bundle."""
+"""Training: from a config and a dataset to a bundle. One run; :mod:`pipelines.cross_validate` makes one for each fold."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medseg.core.config import ConfigBase, validated
 from medseg.core.errors import ConfigError, Interrupted
-from medseg.core.plugins import find_task, resolve_reference
+from medseg.core.plugins import resolve_reference
 from medseg.core.progress import Listener, Progress, silent
-from medseg.core.task import TaskSpec
+from medseg.core.task import Limits, TaskSpec
 from medseg.core.version import VERSION
+from medseg.data.plan import read_plan
 from medseg.io.atomic import write_json_atomically
-from medseg.io.config import apply_overrides, read_yaml, write_yaml
 from medseg.io.exclusive import exclusive
+from medseg.io.references import references_of
 from pipelines.outcome import Outcome
+from pipelines.plan import planned
+from pipelines.train_options import TrainOptions, read_config
+from pipelines.training_report import write_training_report
 
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What the command line adds to a config; fields are the command's options."""
-
-    data: Path | None = None
-    out: Path | None = None
-    budget_s: float | None = None
-    plan: Path | None = None
-    deterministic: bool = False
-    resume: bool = False
-    overrides: Sequence[str] = ()
-    dry_run: bool = False
+__all__ = ["TrainOptions", "run"]
 
 
 def run(config_file: Path, options: TrainOptions, listener: Listener = silent) -> Outcome:
@@ -47,20 +36,27 @@ def run(config_file: Path, options: TrainOptions, listener: Listener = silent) -
     files = resolve_reference(spec.files)
     dataset = files.read_dataset(config.dataset)
     files.check_config(config, dataset)
+    if options.plan is not None and (read_plan(options.plan).started_from is None) != (config.start_from is None):
+        raise ConfigError(f"{options.plan} and --from do not go together: a network that goes on brings its own plan")
+    if config.splits.fold == "each":
+        references_of(config.dataset, None, None)  # what could not be evaluated afterwards is refused now
     if options.dry_run:
         result = {"config": config.model_dump(mode="json")}
         return Outcome(0, result, f"{config_file.name} is valid; nothing was trained")
 
-    from medseg.engine.tracking import RunFolder
+    from medseg.engine.interruption import interruptible
+    from medseg.engine.tracking import RunFolder, open_run
     from medseg.inference.runtimes.torch import choose_device
+    from pipelines import cross_validate
 
     choose_device(config.trainer.device)  # what is not there is told before there is a folder that would be in the way
-    if options.plan is not None:
-        read_plan(options.plan)
     folder = RunFolder(options.out or Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    with exclusive(folder.path):
+    remedy = f"the same command with --out {folder.path} --resume goes on"
+    with exclusive(folder.path), interruptible(remedy):
         open_run(folder, config, resume=options.resume)
         listener(Progress("training", 0, None, message=f"run folder {folder.path}"))
+        if config.splits.fold == "each":
+            return cross_validate.run_in(folder, config_file, files, config, dataset, options, listener)
         return train_in(folder, spec, config, dataset, options, listener, started)
 
 
@@ -76,63 +72,38 @@ def train_in(
     use_threads(config.trainer.num_threads)
     if options.deterministic:
         use_deterministic_algorithms()
-    files = resolve_reference(spec.files)
-    frozen = folder.plan if folder.plan.exists() else options.plan
-    plan = read_plan(frozen) if frozen else files.make_plan(config, dataset, listener)
+    plan = make_plan(folder, resolve_reference(spec.files), config, dataset, options, listener, started)
     task = resolve_reference(spec.create)(config, dataset, plan, listener)
-    plan, length = throughput.frozen_length(task, plan, config.trainer, device, started)
+    trainer_config = throughput.planned_trainer(config.trainer, plan)
+    plan, length = throughput.frozen_length(task, plan, trainer_config, device, started)
     write_json_atomically(folder.plan, plan.model_dump(mode="json"))
     for reason in plan.reasons:
         listener(Progress("training", 0, None, message=reason))
     task.draw_first_batches(folder.figures / "first_batches.png")
 
     resume = options.resume and folder.last.exists()
-    fitted = trainer.fit(task, config.trainer, length, folder, device, listener, resume=resume)
+    fitted = trainer.fit(task, trainer_config, length, folder, device, listener, resume=resume)
     if fitted.ending == "interrupted":
         done = f"stopped at step {fitted.num_steps_done} with a checkpoint"
         raise Interrupted(f"{done}; the same command with --out {folder.path} --resume goes on")
-    return finish(folder, task, plan, fitted, time.monotonic() - started)
+    return finish(folder, task, plan, fitted, device, started, listener)
 
 
-def read_config(config_file: Path, options: TrainOptions) -> tuple[TaskSpec, Any]:
-    """The task and the validated config, with what the command line overrides."""
-    values = apply_overrides(read_yaml(config_file), options.overrides)
-    spec = find_task(str(values.get("task", "ct_segmentation")))
-    if options.data is not None:
-        values["dataset"] = str(options.data)
-    if options.budget_s is not None:
-        values.setdefault("trainer", {})["length"] = {"kind": "budget", "budget_s": options.budget_s}
-    config: Any = validated(resolve_reference(spec.config_type), values, config_file.name)
-    if config.dataset is None:
-        raise ConfigError("no dataset: give --data DATASET, or set dataset in the config")
-    return spec, config
+def make_plan(
+    folder: Any, files: Any, config: Any, dataset: Any, options: TrainOptions, listener: Listener, started: float
+) -> Any:
+    """The plan that this run has already, the one it was given, or a new one."""
+    if folder.plan.exists():
+        return read_plan(folder.plan)
+    if options.plan is None:
+        length, device = config.trainer.length, config.trainer.device
+        budget_s = length.budget_s if length.kind == "budget" else None
+        return planned(config, dataset, Limits(budget_s, options.memory_bytes, device, started), listener)
+    given = read_plan(options.plan)
+    return given if given.fold == config.splits.fold else files.divide_plan(given, config, dataset)
 
 
-def open_run(run: Any, config: ConfigBase, *, resume: bool) -> None:
-    """Make the run folder, or make sure that an old one fits.
-
-    Raises:
-        ConfigError: The folder holds a run and ``resume`` is off, or the run's config is another.
-    """
-    values = config.model_dump(mode="json")
-    if run.config.exists():
-        if not resume:
-            raise ConfigError(f"{run.path} holds a run already: give --resume to go on, or another --out")
-        if read_yaml(run.config) != values:
-            raise ConfigError(f"{run.path} was started with another config: resume with {run.config}")
-        return
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_yaml(run.config, values)
-
-
-def read_plan(path: Path) -> Any:
-    """A plan that was written before."""
-    from medseg.data.plan import Plan
-
-    return validated(Plan, read_yaml(path), path.name)  # JSON is YAML
-
-
-def finish(folder: Any, task: Any, plan: Any, fitted: Any, total_s: float) -> Outcome:
+def finish(folder: Any, task: Any, plan: Any, fitted: Any, device: Any, started: float, listener: Listener) -> Outcome:
     """Bundle, figures and report of a run that ended."""
     from medseg.engine.checkpoint import load_weights
     from medseg.engine.tracking import read_log
@@ -141,9 +112,15 @@ def finish(folder: Any, task: Any, plan: Any, fitted: Any, total_s: float) -> Ou
 
     network = task.build_model()
     network.load_state_dict(load_weights(folder.best if folder.best.exists() else folder.last))
+    began = time.monotonic()
+    choice = task.choose_components(network, device)
+    choosing_s = time.monotonic() - began
+    for reason in choice.reasons:
+        listener(Progress("training", 0, None, message=reason))
     manifest, weights, probe = task.bundle(network)
-    frozen = {"plan": plan.model_dump(mode="json"), "metrics": dict(fitted.best_values)}
-    write_bundle(folder.bundle, {**manifest, **frozen}, weights, probe)
+    rules = {name: rule.model_dump(mode="json") for name, rule in choice.rules.items()}
+    frozen = {"plan": plan.model_dump(mode="json"), "metrics": dict(fitted.best_values), "components": rules}
+    write_bundle(folder.bundle, {**manifest, **frozen}, [weights], probe)
     draw_curves(folder.figures / "curves.png", read_log(folder.log))
     failed = {**plan.left_out, **{case: error.message for case, error in task.failed.items()}}
     report = {
@@ -152,12 +129,14 @@ def finish(folder: Any, task: Any, plan: Any, fitted: Any, total_s: float) -> Ou
         "num_steps": fitted.num_steps_done,
         "best_step": fitted.best_step,
         "validation": dict(fitted.best_values),
+        "seconds": {name: round(spent, 1) for name, spent in (*fitted.seconds.items(), ("components", choosing_s))},
         "train_s": round(fitted.train_s, 1),
-        "total_s": round(total_s, 1),
+        "total_s": round(time.monotonic() - started, 1),
+        "components": choice.reasons,
         "failed_cases": failed,
         "medseg_version": VERSION,
     }
-    write_json_atomically(folder.report, report)
+    report = write_training_report(folder, report, listener)
     score = "" if fitted.best_score is None else f", validation {fitted.best_score:.3f} at step {fitted.best_step}"
     text = f"{fitted.ending} after {fitted.num_steps_done} steps{score}\nbundle: {folder.bundle}"
     return Outcome(1 if failed else 0, report, text)

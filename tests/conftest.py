@@ -26,6 +26,14 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000
 hypothesis.settings.load_profile("repeatable")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared cases of the tests are kept apart from the user's, those of commands that they run included."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["MEDSEG_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the larger real data sets, which are not part of the repository; tests that need them skip without.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Shaped
 
 from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSchema
@@ -100,3 +100,38 @@ class PreparedCase:
     geometry: Geometry
     file_geometry: Geometry
     file_record: GridRecord | None
+
+
+@dataclass(frozen=True, eq=False)
+class CompactChannel:
+    """One image channel on the network's grid, in the form that is kept.
+
+    Attributes:
+        values: Whole HU (int16), or what is normalised already (float16; float32 beyond its range).
+        mean, std: Subtracted, and divided by, when it is read.
+    """
+
+    values: Shaped[np.ndarray, IJK]
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, eq=False)
+class CompactCase:
+    """A labelled case on the network's grid in the form that is kept, which any number of readers normalise alike.
+
+    Attributes:
+        id: Unique in its dataset.
+        channels: Of the image.
+        classes: Class number of each voxel, in the smallest signed type.
+        annotated: Per channel, whether somebody looked for it.
+        geometry: The network's grid.
+        file_geometry: The grid of the file.
+    """
+
+    id: str
+    channels: tuple[CompactChannel, ...]
+    classes: Integer[np.ndarray, IJK]
+    annotated: Bool[np.ndarray, " classes"]
+    geometry: Geometry
+    file_geometry: Geometry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def disabled_plugins() -> frozenset[str]:
@@ -19,3 +20,15 @@ def single_threaded() -> dict[str, str]:
     """The environment for a process whose libraries must not start threads of their own."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
     return {**os.environ, **dict.fromkeys(names, "1")}
+
+
+def cache_folder() -> Path | None:
+    """Where things are kept that can be made again: ``MEDSEG_CACHE``, else ``medseg`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
+
+    None where the user has no home. As the XDG rules have it, a relative ``XDG_CACHE_HOME`` does not count.
+    """
+    if given := os.environ.get("MEDSEG_CACHE"):
+        return Path(given).absolute()
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = named if named.is_absolute() else Path("~/.cache").expanduser()
+    return folder / "medseg" if folder.is_absolute() else None

@@ -212,6 +212,13 @@ class LabelSchema:
         values: np.ndarray = self.values.astype(self.label_dtype())[channels]
         return values
 
+    def to_channels(self, array: Integer[np.ndarray, "*axes"]) -> Integer[np.ndarray, "*axes"]:
+        """Values of a prediction back to channel numbers (int16): undoes :meth:`to_values`. Other values are background."""
+        table = np.zeros(int(self.values.max()) + 2, np.int16)
+        table[self.values] = np.arange(self.num_channels, dtype=np.int16)
+        channels: np.ndarray = table.take(array, mode="clip")
+        return channels
+
     def annotated_channels(self, annotated: Sequence[str] | None) -> Bool[np.ndarray, " classes"]:
         """Which channels somebody annotated: background always; all where ``annotated`` is None.
 

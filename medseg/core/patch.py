@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,10 +62,21 @@ def cut_out(
     shape = (array_CIJK.shape[1], array_CIJK.shape[2], array_CIJK.shape[3])
     inner = array_CIJK[(slice(None), *place.inside(shape).to_slices())]
     if inner.shape[1:] == place.shape_ijk:
-        return np.ascontiguousarray(inner)
-    fill = array_CIJK.min(axis=(1, 2, 3)) if outside is None else np.full(len(array_CIJK), outside, array_CIJK.dtype)
-    patch = np.broadcast_to(fill[:, None, None, None], (len(array_CIJK), *place.shape_ijk)).copy()
-    before = [pad[0] for pad in place.padding(shape)]
-    target = tuple(slice(lead, lead + size) for lead, size in zip(before, inner.shape[1:], strict=True))
-    patch[(slice(None), *target)] = inner
+        return inner.copy()
+    values = array_CIJK.min(axis=(1, 2, 3)) if outside is None else np.full(len(array_CIJK), outside)
+    return surrounded(inner, place, shape, values.astype(np.float64).tolist())
+
+
+def surrounded(
+    inner_CIJK: Shaped[np.ndarray, CIJK], place: PatchLocation, shape_ijk: Shape3, outside: Sequence[float]
+) -> Shaped[np.ndarray, "channels i j k"]:
+    """A whole place from the part of it that lies in a volume of this shape; beyond, each channel has its ``outside``."""
+    if inner_CIJK.shape[1:] == place.shape_ijk:
+        return inner_CIJK.copy()
+    patch = np.empty((len(inner_CIJK), *place.shape_ijk), inner_CIJK.dtype)
+    for channel, value in zip(patch, outside, strict=True):
+        channel[...] = value
+    before = [pad[0] for pad in place.padding(shape_ijk)]
+    target = tuple(slice(lead, lead + size) for lead, size in zip(before, inner_CIJK.shape[1:], strict=True))
+    patch[(slice(None), *target)] = inner_CIJK
     return patch

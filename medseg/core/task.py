@@ -31,9 +31,12 @@ class TaskSpec:
         name: As configs and bundles name it.
         api_version: Of this protocol that it was written for.
         summary: One sentence for ``medseg tasks``.
-        config_type: ``module:Class`` of its config, a :class:`~medseg.core.config.ConfigBase`; torch-free.
+        config_type: ``module:Class`` of its config, a :class:`~medseg.core.config.ConfigBase` with ``name``, ``dataset``,
+            ``start_from``, ``splits`` and ``trainer``; torch-free.
         files: ``module:object`` of its torch-free half, a :class:`TaskFiles`.
         create: ``module:function`` that makes its training half.
+        fit_plan: ``module:function`` that suits a plan to the time, memory and device at hand, where the task can do that: it
+            takes config, dataset, plan, :class:`Limits` and a listener, and gives a plan.
         requires: Modules that must be importable.
     """
 
@@ -43,7 +46,25 @@ class TaskSpec:
     config_type: str
     files: str
     create: str
+    fit_plan: str | None = None
     requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a training must make do with.
+
+    Attributes:
+        budget_s: Wall clock of the whole command [s]; None: as long as it takes.
+        memory_bytes: Most that training may take [bytes]; None: what is free.
+        device: As in the config, or the name of a machine that is not here.
+        started: ``time.monotonic()`` when the command began.
+    """
+
+    budget_s: float | None
+    memory_bytes: int | None
+    device: str
+    started: float
 
 
 @runtime_checkable
@@ -70,12 +91,29 @@ class TaskFiles(Protocol):
         """One HTML page with a small picture of each place where something was found."""
         ...
 
+    def evaluate_bundle(
+        self, bundle: Path, dataset: Any, out: Path, device: str, num_at_least: int, limit_s: float, listener: Listener
+    ) -> Any:
+        """Predict and score the validation cases of a run's bundle, with pictures of the worst in ``out/figures``.
+
+        At least ``num_at_least`` of them, and no further one after ``limit_s`` seconds. None where no case validates.
+        """
+        ...
+
+    def complete_config(self, config: Any) -> Any:
+        """The config with what a trained network that it starts from decides; itself where it starts afresh."""
+        ...
+
     def check_config(self, config: Any, dataset: Any) -> None:
         """Raise ConfigError where a valid config does not suit this dataset; before any work, reading no case."""
         ...
 
     def make_plan(self, config: Any, dataset: Any, listener: Listener) -> ConfigBase:
         """Fingerprint the training cases and decide what follows from them."""
+        ...
+
+    def divide_plan(self, plan: Any, config: Any, dataset: Any) -> Any:
+        """A plan made elsewhere with the training and validation cases of this config's fold."""
         ...
 
 
@@ -126,7 +164,11 @@ class TrainableTask(Protocol):
     """The training half of a task. Device, precision, clipping and checkpoints are the engine's."""
 
     def train_batches(self, start_step: int) -> Iterator[Batch]:
-        """Batches without end from a step on."""
+        """Batches without end from a step on.
+
+        They are made in a thread beside the training step, so randomness comes from generators of their own: torch's
+        global one belongs to the step.
+        """
         ...
 
     def build_model(self) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +11,12 @@ from pydantic import Field, model_validator
 from medseg.core.config import ConfigBase
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+SMALLEST_SCALING, LARGEST_SCALING = 0.25, 4.0
+"""Of what a patch shows: beyond, it would show a few voxels, or more than memory holds (64 times the voxels at 4)."""
+
+LARGEST_BLUR_VOXELS = 10.0
+"""More leaves nothing to see."""
 
 
 class WindowNormalisation(ConfigBase):
@@ -40,15 +48,24 @@ class ZScoreNormalisation(ConfigBase):
 Normalisation = Annotated[WindowNormalisation | ZScoreNormalisation, Field(discriminator="kind")]
 
 
+class SplitsConfig(ConfigBase):
+    """Which cases train and which validate."""
+
+    fold: Annotated[int, Field(ge=0)] | Literal["each", "none"] | None = None
+    """A number from 0: that fold validates; each: all folds in turn; none: every case trains; null: the dataset's splits. --fold sets it."""
+    num_folds: int = Field(5, ge=2, le=100)
+    """Folds that patients are dealt out to."""
+
+
 class PlanChoices(ConfigBase):
     """What the planner is told; what is null it decides from the data."""
 
     spacing_mm: tuple[float, float, float] | None = None
-    """Spacing of the network's grid along R, A, S [mm]; null: the median of the training cases."""
+    """Spacing of the network's grid along R, A, S [mm]; null: the median of the training cases, or coarser where time is short."""
     patch_ijk: tuple[int, int, int] | None = None
     """Patch along R, A, S [voxels]; null: the shape of a median case, scaled to patch_voxels."""
-    patch_voxels: int = Field(262_144, ge=512)
-    """About how many voxels a patch has where patch_ijk is null (262144 is 64 cubed)."""
+    patch_voxels: int | None = Field(None, ge=512)
+    """About how many voxels a patch has where patch_ijk is null (262144 is 64 cubed); null: as time and memory allow."""
     window_hu: tuple[float, float] | None = None
     """Intensity window of CT channels [HU]; null: the 0.5 and 99.5 percentile inside the structures."""
 
@@ -75,29 +92,67 @@ class AugmentationConfig(ConfigBase):
 
     mirror: Literal["none", "left_right", "all_axes"] = "left_right"
     """left_right: mirror the patient and swap left and right structures; all_axes: also front-back and head-foot."""
+    rotation_probability: Probability = 0.2
+    """Turn the patient about all three axes."""
+    rotation_degrees: float = Field(30.0, ge=0, le=180)
+    """The largest angle about each axis, either way [degrees]."""
+    scaling_probability: Probability = 0.2
+    """Show a larger or smaller part of the patient."""
+    scaling_factor: tuple[float, float] = (0.7, 1.4)
+    """Size of that part; above 1 structures look smaller."""
+    scaling_is_per_axis: bool = False
+    """Each axis has a factor of its own; else all have the same."""
+    air_noise_probability: Probability = 0.3
+    """Add positive noise to the air around the body. This and the next two are for CT with a window only."""
+    air_noise_std_hu: tuple[float, float] = (0.0, 100.0)
+    """Its standard deviation before what is negative is cut off [HU]."""
+    couch_probability: Probability = 0.4
+    """Draw a couch behind the patient, if the patch shows what is behind him."""
+    padding_probability: Probability = 0.1
+    """Fill what lies outside a round field of view with what scanners write there, -1024 to -3024 HU."""
     noise_probability: Probability = 0.1
     """Add Gaussian noise."""
     noise_std: tuple[float, float] = (0.0, 0.1)
     """Its standard deviation, in units of normalised intensity."""
+    blur_probability: Probability = 0.2
+    """Blur with a Gaussian; of such a patch, each channel with probability one half."""
+    blur_sigma_voxels: tuple[float, float] = (0.5, 1.0)
+    """Its standard deviation along each axis [voxels]."""
     brightness_probability: Probability = 0.15
     """Multiply by a factor."""
     brightness_factor: tuple[float, float] = (0.75, 1.25)
-    """The factor."""
+    """The factor, below 1 as often as above it."""
     contrast_probability: Probability = 0.15
     """Multiply the distance from the patch's mean by a factor, within the patch's old range."""
     contrast_factor: tuple[float, float] = (0.75, 1.25)
-    """The factor."""
+    """The factor, below 1 as often as above it."""
+    low_resolution_probability: Probability = 0.25
+    """Leave voxels out and interpolate them again; of such a patch, each channel with probability one half."""
+    low_resolution_factor: tuple[float, float] = (0.5, 1.0)
+    """Share of the voxels that is kept along each axis."""
     gamma_probability: Probability = 0.3
     """Raise intensities, scaled to 0..1, to a power; mean and standard deviation are kept."""
+    inverted_gamma_probability: Probability = 0.1
+    """The same to the negative image."""
     gamma_exponent: tuple[float, float] = (0.7, 1.5)
-    """The power."""
+    """The power, below 1 as often as above it."""
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> AugmentationConfig:
-        for name in ("noise_std", "brightness_factor", "contrast_factor", "gamma_exponent"):
+        for name, smallest, largest in (
+            ("scaling_factor", SMALLEST_SCALING, LARGEST_SCALING),
+            ("air_noise_std_hu", 0, math.inf),
+            ("noise_std", 0, math.inf),
+            ("blur_sigma_voxels", 0, LARGEST_BLUR_VOXELS),
+            ("brightness_factor", 0, math.inf),
+            ("contrast_factor", 0, math.inf),
+            ("low_resolution_factor", 0, 1),
+            ("gamma_exponent", 0, math.inf),
+        ):
             low, high = getattr(self, name)
-            if low > high or low < 0:
-                raise ValueError(f"{name} must be [low, high] with 0 <= low <= high")
+            if not smallest <= low <= high <= largest:
+                bound = "" if math.isinf(largest) else f" <= {largest}"
+                raise ValueError(f"{name} must be [low, high] with {smallest} <= low <= high{bound}")
         return self
 
 
@@ -105,4 +160,15 @@ class LoaderConfig(ConfigBase):
     """How patches reach the network."""
 
     num_workers: int = Field(0, ge=0, le=64)
-    """Processes that cut and augment patches beside the network; 0: in between its steps. The patches are the same."""
+    """Processes that cut and augment patches beside the network; 0: one thread does. The patches are the same."""
+
+
+class CacheConfig(ConfigBase):
+    """Prepared cases are kept: the next run on the same data finds them, and one that does not fit into memory reads them patch by patch."""
+
+    folder: Path | None = None
+    """Where, for any number of runs at once; null: medseg in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
+    max_gb: float = Field(20.0, ge=0)
+    """Largest size [GB]: what was unused for longest goes first, and never what a run at work uses. 0: nothing is kept."""
+    memory_share: float = Field(0.3, ge=0, le=1)
+    """Share of the free memory that training cases may take, unpacked; where they need more, patches are read from the cache. 0: always."""

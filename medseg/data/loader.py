@@ -16,8 +16,8 @@ from torch import Tensor
 from medseg.core.geometry import Shape3
 from medseg.core.patch import PatchLocation
 from medseg.core.shapes import BCIJK, BIJK
-from medseg.data.augment import Augmentd
-from medseg.data.config import AugmentationConfig, LoaderConfig, SamplingConfig
+from medseg.data.augment.apply import Augmentation, Augmentd
+from medseg.data.config import LoaderConfig, SamplingConfig
 from medseg.data.sampling import PatchRequest, case_of, generator, patch_location
 from medseg.data.source import PatchSource
 
@@ -76,44 +76,48 @@ class SamplePatchd:
         batch_size: Patches a step.
         seed: Of the run.
         config: How often a structure is centred on.
+        augmentation: Where given, a patch that will be turned or scaled is answered by the box that it will show, and
+            by ``warp``, how: :class:`~medseg.data.augment.apply.Augmentd` carries it out.
     """
 
     def __init__(
-        self, cases: Sequence[PatchSource], patch_ijk: Shape3, batch_size: int, seed: int, config: SamplingConfig
+        self,
+        cases: Sequence[PatchSource],
+        patch_ijk: Shape3,
+        batch_size: int,
+        seed: int,
+        config: SamplingConfig,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.cases, self.patch_ijk, self.batch_size, self.seed, self.config = cases, patch_ijk, batch_size, seed, config
+        self.augmentation = augmentation
 
     def __call__(self, item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The patch as a dictionary: image, classes, annotated, case_id, place, generator."""
+        """The patch as a dictionary: image, classes, annotated, case_id, place, warp, generator."""
         request: PatchRequest = item["request"]
         number = case_of(request, self.seed, self.batch_size, len(self.cases))
         case, rng = self.cases[number], generator(self.seed, 2, request.step, request.index)
         place = patch_location(rng, case.foreground, case.shape_ijk, self.patch_ijk, self.config.foreground_fraction)
-        image, classes = case.read(place)
+        warp = self.augmentation.draw_warp(rng, place) if self.augmentation else None
+        image, classes = case.read(warp.box if warp else place)
         return {
             "image": torch.from_numpy(image),
             "classes": torch.from_numpy(classes),
             "annotated": torch.from_numpy(case.annotated),
             "case_id": case.id,
             "place": place,
+            "warp": warp,
             "generator": rng,
         }
 
 
 def patch_batches(
-    sampler: SamplePatchd,
-    augmentation: AugmentationConfig,
-    mirrored_classes: Sequence[int],
-    loader: LoaderConfig,
-    start_step: int = 0,
-    extra: Sequence[Transform] = (),
+    sampler: SamplePatchd, loader: LoaderConfig, start_step: int = 0, extra: Sequence[Transform] = ()
 ) -> Iterator[PatchBatch]:
     """Batches without end, from a step on; the batch of a step is the same whenever the run was started.
 
     Args:
-        sampler: Cuts the patches.
-        augmentation: What happens to them.
-        mirrored_classes: What each class becomes when the patient is mirrored left to right.
+        sampler: Cuts the patches; they are augmented as it says.
         loader: Processes beside the network.
         start_step: First step.
         extra: MONAI dictionary transforms after ours.
@@ -121,9 +125,8 @@ def patch_batches(
     from monai.data import Dataset  # seconds of import that prediction never pays
     from monai.transforms import Compose
 
-    transforms = Compose([sampler, Augmentd(augmentation, mirrored_classes), *extra])
-    requests = _Requests(sampler.batch_size)
-    dataset = Dataset(requests, transforms)
+    augmented = [Augmentd(sampler.augmentation)] if sampler.augmentation else []
+    dataset = Dataset(_Requests(sampler.batch_size), Compose([sampler, *augmented, *extra]))
     return iter(
         torch.utils.data.DataLoader(
             dataset,

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Integer, Shaped
 
-from medseg.core.case import Case, PreparedCase
+from medseg.core.case import Case, CompactCase, CompactChannel, PreparedCase
 from medseg.core.errors import ReadError
-from medseg.core.geometry import Spacing3
+from medseg.core.geometry import Geometry, Spacing3
 from medseg.core.labels import LabelSchema
-from medseg.core.shapes import CIJK
+from medseg.core.shapes import CIJK, IJK
 from medseg.data.config import Normalisation, WindowNormalisation
 from medseg.data.resample import grid_weights, resample, resample_classes
 from medseg.data.shear import straightened
 
 SMALLEST_STD = 1e-6
 """An image with a smaller standard deviation is constant; dividing by it would only blow up rounding."""
+
+SMALLEST_ROUNDED_STD = 10.0
+"""Windowed intensities are kept as whole numbers where their standard deviation is at least this [HU for CT]: rounding
+then moves no normalised voxel by more than 0.05, far less than the noise of a CT."""
 
 
 def prepare(
@@ -37,6 +41,82 @@ def prepare(
     Raises:
         ReadError: The image has another number of channels than the plan.
     """
+    image, classes, grid = _on_grid(case, schema, spacing_ijk_mm, normalisation)
+    for index, how in enumerate(normalisation):
+        mean, std = _scale(image[index], how)
+        image[index] -= mean
+        image[index] /= std
+    return PreparedCase(
+        id=case.id,
+        image=image,
+        classes=classes,
+        annotated=case.annotated,
+        geometry=grid,
+        file_geometry=case.image.geometry,
+        file_record=case.image.record,
+    )
+
+
+def prepare_compact(
+    case: Case, schema: LabelSchema, spacing_ijk_mm: Spacing3, normalisation: Sequence[Normalisation]
+) -> CompactCase:
+    """Bring a labelled case onto the network's grid in the form that is kept; see :func:`prepare`.
+
+    CT is rounded to whole HU, which is what scanners write. Relative units (MR, PET) are normalised first and kept in
+    half precision: its 11 bits are finer than any image's noise, and z-scores, at most the square root of the number
+    of voxels, lie within its range.
+    """
+    assert case.label is not None  # those that train and validate are labelled, see divide()
+    image, classes, grid = _on_grid(case, schema, spacing_ijk_mm, normalisation)
+    assert classes is not None
+    return CompactCase(
+        id=case.id,
+        channels=tuple(_compact(channel, how) for channel, how in zip(image, normalisation, strict=True)),
+        classes=classes.astype(np.int8 if classes.max() <= np.iinfo(np.int8).max else np.int16, copy=False),
+        annotated=case.annotated,
+        geometry=grid,
+        file_geometry=case.image.geometry,
+    )
+
+
+def expanded(compact: CompactCase) -> PreparedCase:
+    """A case that was kept as the network sees it."""
+    channels = compact.channels
+    return PreparedCase(
+        id=compact.id,
+        image=np.stack([normalised(channel.values, channel.mean, channel.std) for channel in channels]),
+        classes=compact.classes.astype(np.int16),
+        annotated=compact.annotated,
+        geometry=compact.geometry,
+        file_geometry=compact.file_geometry,
+        file_record=None,
+    )
+
+
+def normalised(values: Shaped[np.ndarray, "*axes"], mean: float, std: float) -> Float[np.ndarray, "*axes"]:
+    """What was kept as float32, centred and scaled; the same voxel gives the same bits, whatever is read with it."""
+    result = values.astype(np.float32)
+    result -= mean
+    result /= std
+    return result
+
+
+def clipped(image: Shaped[np.ndarray, CIJK], normalisation: Sequence[Normalisation]) -> Float[np.ndarray, CIJK]:
+    """Intensities cut to each channel's window, float32.
+
+    Before any interpolation: padding of -3024 HU must not bleed into the skin beside it.
+    """
+    result = image.astype(np.float32)
+    for channel, how in zip(result, normalisation, strict=True):
+        if isinstance(how, WindowNormalisation):
+            np.clip(channel, how.low, how.high, out=channel)
+    return result
+
+
+def _on_grid(
+    case: Case, schema: LabelSchema, spacing_ijk_mm: Spacing3, normalisation: Sequence[Normalisation]
+) -> tuple[Float[np.ndarray, CIJK], Integer[np.ndarray, IJK] | None, Geometry]:
+    """Clipped intensities and class numbers on the network's grid, and that grid."""
     if len(case.image.array) != len(normalisation):
         raise ReadError(
             f"expected {len(normalisation)} image channels, found {len(case.image.array)}", code="read.channels"
@@ -55,45 +135,31 @@ def prepare(
             ]
         )
     image = np.ascontiguousarray(resample(upright.axes.to_canonical(image), weights))
-    classes = None
-    if case.label is not None:
-        labels = schema.to_classes(case.label.array)
-        if upright is not file_grid:
-            labels = straightened(labels, file_grid, upright, is_smooth=False, outside=0.0)
-        labels = upright.axes.to_canonical(labels)
-        # Not smoothed: a structure just thicker than two voxels of this grid would fall below one half everywhere.
-        classes = resample_classes(labels, grid_weights(upright.canonical, grid, smooth=False))
-    return PreparedCase(
-        id=case.id,
-        image=normalised(image, normalisation),
-        classes=classes,
-        annotated=case.annotated,
-        geometry=grid,
-        file_geometry=file_grid,
-        file_record=case.image.record,
-    )
+    if case.label is None:
+        return image, None, grid
+    labels = schema.to_classes(case.label.array)
+    if upright is not file_grid:
+        labels = straightened(labels, file_grid, upright, is_smooth=False, outside=0.0)
+    labels = upright.axes.to_canonical(labels)
+    # Not smoothed: a structure just thicker than two voxels of this grid would fall below one half everywhere.
+    return image, resample_classes(labels, grid_weights(upright.canonical, grid, smooth=False)), grid
 
 
-def clipped(image: Shaped[np.ndarray, CIJK], normalisation: Sequence[Normalisation]) -> Float[np.ndarray, CIJK]:
-    """Intensities cut to each channel's window, float32.
-
-    Before any interpolation: padding of -3024 HU must not bleed into the skin beside it.
-    """
-    result = image.astype(np.float32)
-    for channel, how in zip(result, normalisation, strict=True):
-        if isinstance(how, WindowNormalisation):
-            np.clip(channel, how.low, how.high, out=channel)
-    return result
+def _scale(channel: Float[np.ndarray, IJK], how: Normalisation) -> tuple[float, float]:
+    """What is subtracted, and divided by."""
+    if isinstance(how, WindowNormalisation):
+        return how.mean, how.std
+    return float(channel.mean(dtype=np.float64)), max(float(channel.std(dtype=np.float64)), SMALLEST_STD)
 
 
-def normalised(image: Float[np.ndarray, CIJK], normalisation: Sequence[Normalisation]) -> Float[np.ndarray, CIJK]:
-    """Intensities centred and scaled, in place."""
-    for index, how in enumerate(normalisation):
-        if isinstance(how, WindowNormalisation):
-            mean, std = how.mean, how.std
-        else:
-            mean = float(image[index].mean(dtype=np.float64))
-            std = max(float(image[index].std(dtype=np.float64)), SMALLEST_STD)
-        image[index] -= mean
-        image[index] /= std
-    return image
+def _compact(channel: Float[np.ndarray, IJK], how: Normalisation) -> CompactChannel:
+    whole = np.iinfo(np.int16)
+    if (
+        isinstance(how, WindowNormalisation)
+        and how.std >= SMALLEST_ROUNDED_STD
+        and whole.min <= how.low < how.high <= whole.max
+    ):
+        return CompactChannel(np.rint(channel).astype(np.int16), how.mean, how.std)
+    scores = normalised(channel, *_scale(channel, how))
+    fits = np.abs(scores).max() <= np.finfo(np.float16).max
+    return CompactChannel(scores.astype(np.float16) if fits else scores, 0.0, 1.0)

@@ -41,14 +41,20 @@ class AxisWeights:
 
     def apply(self, array: Shaped[np.ndarray, ANY], axis: int) -> Float[np.ndarray, ANY]:
         """Resample one axis of a floating-point array."""
+        if self.is_identity:
+            return array.take(self.indices[:, 0], axis=axis)
+        array = array.astype(np.result_type(array, self.weights), copy=False)
         shape = [1] * array.ndim
         shape[axis] = len(self.indices)
-        total: np.ndarray = array.take(self.indices[:, 0], axis=axis)
-        if self.is_identity:
-            return total
-        total = total * self.weights[:, 0].reshape(shape)
-        for tap in range(1, self.indices.shape[1]):
-            total += array.take(self.indices[:, tap], axis=axis) * self.weights[:, tap].reshape(shape)
+        # Two arrays for all taps: fresh ones cost as much as the sums. The indices lie inside; "raise" would copy again.
+        total = np.empty([*array.shape[:axis], len(self.indices), *array.shape[axis + 1 :]], array.dtype)
+        part = np.empty_like(total)
+        for tap in range(self.indices.shape[1]):
+            target = part if tap else total
+            array.take(self.indices[:, tap], axis=axis, out=target, mode="clip")
+            target *= self.weights[:, tap].reshape(shape)
+            if tap:
+                total += part
         return total
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Integer
 
-from medseg.core.case import PreparedCase
+from medseg.core.case import CompactCase, PreparedCase
 from medseg.core.geometry import Shape3
 from medseg.core.labels import IGNORED
 from medseg.core.patch import PatchLocation
@@ -37,22 +37,28 @@ class ForegroundVoxels:
     decided: Integer[np.ndarray, "decided 3"] | None = None
 
     @classmethod
-    def of(cls, prepared: PreparedCase) -> ForegroundVoxels:
+    def of(cls, prepared: PreparedCase | CompactCase) -> ForegroundVoxels:
         """Find them; at most :data:`MAX_LOCATIONS` a class, evenly spread."""
         if prepared.classes is None:
             return cls({})
         shape, flat = prepared.classes.shape, prepared.classes.ravel()
         inside = np.flatnonzero(flat > 0)
-        of_voxels = flat[inside]
-        voxels = {int(number): _spread(inside[of_voxels == number], shape) for number in np.unique(of_voxels)}
+        inside = inside[np.argsort(flat[inside], kind="stable")]
+        numbers, first = np.unique(flat[inside], return_index=True)
+        ends = [*first[1:], len(inside)]
+        voxels = {
+            int(number): _spread(inside[start:end], shape)
+            for number, start, end in zip(numbers, first, ends[: len(numbers)], strict=True)
+        }
         is_decided = flat != IGNORED
         some_are_not = is_decided.any() and not is_decided.all()
         return cls(voxels, _spread(np.flatnonzero(is_decided), shape) if some_are_not else None)
 
 
 def _spread(places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    kept = places[:: max(1, len(places) // MAX_LOCATIONS)]
-    return np.stack(np.unravel_index(kept, shape), axis=1).astype(np.int32)
+    kept = places[:: max(1, -(-len(places) // MAX_LOCATIONS))]
+    small = max(shape) <= np.iinfo(np.int16).max
+    return np.stack(np.unravel_index(kept, shape), axis=1).astype(np.int16 if small else np.int32)
 
 
 def generator(seed: int, *numbers: int) -> np.random.Generator:

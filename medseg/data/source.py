@@ -11,8 +11,10 @@ from jaxtyping import Bool, Float, Integer
 
 from medseg.core.case import PreparedCase
 from medseg.core.geometry import Shape3
-from medseg.core.patch import PatchLocation, cut_out
+from medseg.core.patch import PatchLocation, surrounded
 from medseg.core.shapes import CIJK, IJK
+from medseg.data.container import StoredCase
+from medseg.data.prepare import expanded
 from medseg.data.sampling import ForegroundVoxels
 
 
@@ -78,7 +80,59 @@ class MemorySource:
         """Found once."""
         return ForegroundVoxels.of(self.case)
 
+    @cached_property
+    def _lowest(self) -> tuple[float, ...]:
+        return tuple(float(channel.min()) for channel in self.case.image)
+
     def read(self, place: PatchLocation) -> tuple[Float[np.ndarray, CIJK], Integer[np.ndarray, IJK]]:
         """Cut out of the arrays."""
         assert self.case.classes is not None  # training cases are labelled; tasks see to it
-        return cut_out(self.case.image, place), cut_out(self.case.classes[None], place, outside=0)[0]
+        shape = self.shape_ijk
+        box = place.inside(shape).to_slices()
+        image, classes = self.case.image[(slice(None), *box)], self.case.classes[box]
+        return surrounded(image, place, shape, self._lowest), surrounded(classes[None], place, shape, [0.0])[0]
+
+    def prepared(self) -> PreparedCase:
+        """All of the case."""
+        return self.case
+
+
+@dataclass(frozen=True, eq=False)
+class StoredSource:
+    """A prepared case in its file: a patch costs the blocks that it touches, the case itself no memory.
+
+    Attributes:
+        case: In the cache.
+    """
+
+    case: StoredCase
+
+    @property
+    def id(self) -> str:
+        """The case's."""
+        return self.case.id
+
+    @property
+    def annotated(self) -> Bool[np.ndarray, " classes"]:
+        """The case's."""
+        return self.case.annotated
+
+    @property
+    def shape_ijk(self) -> Shape3:
+        """The case's."""
+        return self.case.shape_ijk
+
+    @property
+    def foreground(self) -> ForegroundVoxels:
+        """As stored with the case."""
+        return self.case.foreground
+
+    def read(self, place: PatchLocation) -> tuple[Float[np.ndarray, CIJK], Integer[np.ndarray, IJK]]:
+        """Read from the file."""
+        shape = self.shape_ijk
+        image, classes = self.case.read_inside(place.inside(shape))
+        return surrounded(image, place, shape, self.case.lowest), surrounded(classes[None], place, shape, [0.0])[0]
+
+    def prepared(self) -> PreparedCase:
+        """All of the case, read now."""
+        return expanded(self.case.compact())

@@ -18,21 +18,25 @@ from medseg.core.errors import CheckpointError
 from medseg.engine.precision import Precision
 from medseg.io.atomic import write_atomically
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: the averaged weights beside the network's own; the step's troubles and the time by stage in the progress."""
 
 
 def save_checkpoint(
     path: Path,
     network: nn.Module,
+    average: nn.Module | None,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
     progress: Mapping[str, Any],
 ) -> None:
-    """Write all that is needed to go on exactly: weights, optimiser, loss scale, and ``progress`` (JSON).
+    """Write all that is needed to go on exactly: weights, their average, optimiser, loss scale, ``progress`` (JSON).
 
     The file is complete under its name or absent: it is written beside it first.
     """
     tensors = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     state = optimizer.state_dict()
     numbers: dict[str, dict[str, Any]] = {}
     for index, entries in state["state"].items():
@@ -60,7 +64,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision
+    path: Path,
+    network: nn.Module,
+    average: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
 ) -> dict[str, Any]:
     """Restore what :func:`save_checkpoint` wrote, in place.
 
@@ -71,9 +79,10 @@ def load_checkpoint(
         CheckpointError: The file is missing or damaged, or belongs to another network.
     """
     header, tensors = _read(path)
-    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(_below("model.", tensors))
+        if average is not None:
+            average.load_state_dict(_below("average.", tensors))
         optimizer.load_state_dict(_optimizer_state(header["optimizer"], tensors))
         precision.load_state(header["precision"])
     except (RuntimeError, ValueError, KeyError) as error:
@@ -83,13 +92,13 @@ def load_checkpoint(
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The network's weights in a checkpoint.
+    """The trained weights in a checkpoint: the averaged ones, where the run kept an average.
 
     Raises:
         CheckpointError: The file is missing or damaged.
     """
     _, tensors = _read(path)
-    return {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    return _below("average.", tensors) or _below("model.", tensors)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -104,6 +113,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if header.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(f"{path.name} was written by another version of medseg: start the run anew")
     return header, tensors
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _optimizer_state(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class BudgetLength(ConfigBase):
 
     kind: Literal["budget"] = "budget"
     budget_s: float = Field(1200.0, gt=0)
-    """Wall clock from the start of the command to the last checkpoint [s]; --budget 20m sets it."""
+    """Wall clock of the whole command, from its start to its report [s]; --budget 20m sets it."""
 
 
 Length = Annotated[StepsLength | BudgetLength, Field(discriminator="kind")]
@@ -78,16 +78,20 @@ class TrainerConfig(ConfigBase):
 
     length: Length = BudgetLength()
     """How long: kind steps or budget."""
-    batch_size: int = Field(2, ge=1, le=1024)
-    """Patches a step."""
+    batch_size: int | None = Field(None, ge=1, le=1024)
+    """Patches a step; null: the planner chooses."""
     optimizer: Optimizer = AdamWConfig()
     """kind adamw or sgd."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rate over the steps."""
     clip_norm: float | None = Field(12.0, gt=0)
     """Largest gradient norm; null: no clipping."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the forward pass; fp16 scales the loss. On CPUs without bf16 units, fp32 is fastest."""
+    ema_decay: float | None = Field(0.999, gt=0, lt=1)
+    """Share of the averaged weights that stays at each step, less in short runs; they are what is kept. null: no average."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Patches at once through the network, gradients averaged; null: the whole batch, halved when memory runs out."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Arithmetic of the forward pass; fp16 scales the loss. null: the planner chooses, fp16 on GPUs and fp32 on CPUs, where it is fastest."""
     validation: ValidationConfig = ValidationConfig()
     """When and on what the network is tried."""
     checkpoint_every: int = Field(100, ge=1)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask for a stop; the loop answers at the end of its step, with a checkpoint."""
+"""Ctrl-C and SIGTERM ask for a stop; the loop answers at the end of its step, with a checkpoint; all else ends at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+from medseg.core.errors import Interrupted
 
 
 @dataclass
@@ -37,3 +39,24 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def interruptible(remedy: str) -> Iterator[None]:
+    """Let SIGTERM end what this context does as Ctrl-C would; :func:`stop_requests` within it takes over while it lasts.
+
+    Args:
+        remedy: How to go on, for people.
+
+    Raises:
+        Interrupted: One of the two came.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {remedy}") from None
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, previous)

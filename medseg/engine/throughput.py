@@ -1,27 +1,51 @@
-"""Measuring this machine before a run: how long a step and a validation take."""
+"""Measuring this machine before a run: how long a step and a validation take, and how many steps fit into a budget."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import dataclass
 
 import torch
 
 from medseg.core.task import TrainableTask
+from medseg.core.units import duration_text
 from medseg.data.plan import Plan, steps_within
 from medseg.engine.config import BudgetLength, StepsLength, TrainerConfig
+from medseg.engine.prefetch import made_ahead
 from medseg.engine.schedule import RunLength
-from medseg.engine.trainer import start, train_step
+from medseg.engine.state import start
+from medseg.engine.trainer import train_step
 
 WARMUP_STEPS = 2
 """The first steps allocate memory and choose kernels; they say nothing about the later ones."""
 
-MEASURED_STEPS = 6
-"""Enough for a median that one hiccup of a shared machine does not move."""
+FEWEST_STEPS, MOST_STEPS = 6, 60
+"""Measured: enough that what is drawn for a patch (rotated or not) averages out, and that one hiccup does not matter."""
 
-RESERVE = 0.03
+PROBE_STEPS = 2
+"""Measured at each point of a model."""
+
+MEASURING_SHARE = 0.015
+"""Part of a budget after which no further step is measured."""
+
+RESERVE = 0.02
 """Part of a budget left for checkpoints and for a machine that is slower later than when it was measured."""
+
+VALIDATION_SHARE = 0.1
+"""Of a budget: where the config's validations would take more of it, there are fewer, but one at the end."""
+
+FINISH_S = 8.0
+"""The bundle, the figures and the page of a run [s]; two 2024 server cores, matplotlib's import included."""
+
+CHOOSING_CASES, CHOOSING_AT_LEAST = 24, 5
+"""Validation cases that choose which components are kept, see :mod:`medseg.inference.components`."""
+
+FINAL_COST = 4.0
+"""Of a case in the final validation beside one during the training: twice the overlap along three axes, less what lies outside
+the case, and the scores on the file's grid."""
+
+FINAL_SHARE = 0.05
+"""Of the training's time, that the final validation may take for further cases."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +56,27 @@ class Throughput:
     seconds_per_validation_case: float
 
 
-def measure_throughput(task: TrainableTask, config: TrainerConfig, device: torch.device) -> Throughput:
-    """Train a throw-away network for a few steps, loading included, and validate it on one case."""
-    state = start(task, config, device)
-    length = RunLength(num_steps=WARMUP_STEPS + MEASURED_STEPS, validate_every=1, checkpoint_every=1)
-    batches = task.train_batches(0)
-    seconds = []
-    for _ in range(length.num_steps):
-        began = time.perf_counter()
-        train_step(task, state, next(batches), config, length, device)
-        seconds.append(time.perf_counter() - began)
-    validation = 0.0
-    if task.num_validation_cases:
-        began = time.perf_counter()
-        task.validate(state.network, device, [0])
-        validation = time.perf_counter() - began
-    return Throughput(statistics.median(seconds[WARMUP_STEPS:]), validation)
+def probe_steps(task: TrainableTask, config: TrainerConfig, device: torch.device) -> float:
+    """Seconds of a step, from the fewest steps that say anything: for one of several points of a model."""
+    return _measured_steps(task, config, device, 0.0, PROBE_STEPS, PROBE_STEPS)[0]
+
+
+def measure_throughput(task: TrainableTask, config: TrainerConfig, device: torch.device, limit_s: float) -> Throughput:
+    """Train a throw-away network for a few steps, and validate it on up to two cases.
+
+    Args:
+        task: What will be trained.
+        config: The loop's settings.
+        device: Where the network will live.
+        limit_s: After this time no further step is begun, once the fewest are done [s].
+    """
+    seconds, network = _measured_steps(task, config, device, limit_s, FEWEST_STEPS, MOST_STEPS)
+    num_cases = min(config.validation.max_cases, task.num_validation_cases)
+    numbers = sorted({0, num_cases // 2}) if num_cases else []
+    began = time.perf_counter()
+    if numbers:
+        task.validate(network, device, numbers)
+    return Throughput(seconds, (time.perf_counter() - began) / max(1, len(numbers)))
 
 
 def frozen_length(
@@ -66,15 +95,19 @@ def frozen_length(
     if plan.num_steps is None and isinstance(config.length, StepsLength):
         plan = plan.model_copy(update={"num_steps": config.length.num_steps})
     elif plan.num_steps is None and isinstance(config.length, BudgetLength):
-        measured = measure_throughput(task, config, device)
-        cases = min(config.validation.max_cases, task.num_validation_cases)
-        validation_s = cases * measured.seconds_per_validation_case
+        budget_s = config.length.budget_s
+        measured = measure_throughput(task, config, device, MEASURING_SHARE * budget_s)
+        case_s, num_cases = measured.seconds_per_validation_case, task.num_validation_cases
+        validation_s = min(config.validation.max_cases, num_cases) * case_s
+        validations = num_validations(config, budget_s, validation_s)
+        end_s = afterwards_s(budget_s, case_s, num_cases, config.validation.max_cases)
         spent_s = time.monotonic() - started
-        budget_s = config.length.budget_s * (1 - RESERVE)
-        steps = steps_within(budget_s, spent_s, measured.seconds_per_step, validation_s, validations)
+        left_s = budget_s * (1 - RESERVE) - end_s
+        steps = steps_within(left_s, spent_s, measured.seconds_per_step, validation_s, validations)
         reason = (
-            f"{steps} steps: {config.length.budget_s:.0f} s, less {spent_s:.0f} s until now, {validations} validations of "
-            f"{validation_s:.1f} s and a reserve of {RESERVE:.0%}, at {measured.seconds_per_step:.3f} s a step"
+            f"{steps} steps: {duration_text(budget_s)}, less {spent_s:.0f} s until now, {validations} validations of "
+            f"{validation_s:.1f} s, {end_s:.0f} s for bundle, final validation and report and a reserve of {RESERVE:.0%}, "
+            f"at {measured.seconds_per_step:.3f} s a step"
         )
         plan = plan.model_copy(
             update={
@@ -87,3 +120,51 @@ def frozen_length(
     validate_every = plan.validate_every or -(-num_steps // validations)
     plan = plan.model_copy(update={"validate_every": validate_every})
     return plan, RunLength(num_steps, validate_every, config.checkpoint_every)
+
+
+def planned_trainer(config: TrainerConfig, plan: Plan) -> TrainerConfig:
+    """The loop's settings with what the plan chose where they leave it open."""
+    return config.model_copy(update={"precision": config.precision or plan.precision})
+
+
+def num_validations(config: TrainerConfig, budget_s: float, validation_s: float) -> int:
+    """How often a run validates: as often as the config says, where that is affordable."""
+    affordable = int(VALIDATION_SHARE * budget_s / max(validation_s, 1e-9))
+    return max(1, min(config.validation.num_validations, affordable))
+
+
+def afterwards_s(budget_s: float, case_s: float, num_cases: int, num_at_least: int) -> float:
+    """Seconds from the last step to the end of the command [s].
+
+    Args:
+        budget_s: Of the whole command [s].
+        case_s: A validation case during the training [s].
+        num_cases: That validate.
+        num_at_least: Of them, tried in the final validation however long they take.
+    """
+    choosing = min(CHOOSING_CASES, num_cases) if num_cases >= CHOOSING_AT_LEAST else 0
+    needed_s = FINAL_COST * case_s * min(num_at_least, num_cases)
+    allowed_s = min(FINAL_COST * case_s * num_cases, FINAL_SHARE * budget_s)
+    return FINISH_S + choosing * case_s + max(needed_s, allowed_s)
+
+
+def _measured_steps(
+    task: TrainableTask, config: TrainerConfig, device: torch.device, limit_s: float, fewest: int, most: int
+) -> tuple[float, torch.nn.Module]:
+    """Mean seconds of a step, the slowest left out where there are a few; and the network.
+
+    Loading is included as in the run: it goes on beside the network.
+    """
+    state = start(task, config, device)
+    length = RunLength(num_steps=WARMUP_STEPS + most, validate_every=most, checkpoint_every=most)
+    seconds: list[float] = []
+    with made_ahead(task.train_batches(0)) as batches:
+        for _ in range(WARMUP_STEPS):
+            train_step(task, state, next(batches), config, length, device)
+        began = time.perf_counter()
+        while len(seconds) < fewest or (len(seconds) < most and time.perf_counter() - began < limit_s):
+            step_began = time.perf_counter()
+            train_step(task, state, next(batches), config, length, device)
+            seconds.append(time.perf_counter() - step_began)
+    kept = sorted(seconds)[: -1 if len(seconds) >= FEWEST_STEPS else None]
+    return sum(kept) / len(kept), state.network

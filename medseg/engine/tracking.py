@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medseg.core.config import ConfigBase
+from medseg.core.errors import ConfigError
 from medseg.io.atomic import write_text_atomically
+from medseg.io.config import read_yaml, write_yaml
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,23 @@ class RunFolder:
     def report(self) -> Path:
         """What came out, for programs."""
         return self.path / "report.json"
+
+
+def open_run(run: RunFolder, config: ConfigBase, *, resume: bool) -> None:
+    """Make a run folder, or make sure that an old one fits.
+
+    Raises:
+        ConfigError: The folder holds a run and ``resume`` is off, or the run's config is another.
+    """
+    values = config.model_dump(mode="json")
+    if run.config.exists():
+        if not resume:
+            raise ConfigError(f"{run.path} holds a run already: give --resume to go on, or another --out")
+        if read_yaml(run.config) != values:
+            raise ConfigError(f"{run.path} was started with another config: resume with {run.config}")
+        return
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_yaml(run.config, values)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

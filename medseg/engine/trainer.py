@@ -4,61 +4,39 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from medseg.core.errors import TrainingError
 from medseg.core.progress import Listener, Progress
-from medseg.core.task import TrainableTask
-from medseg.engine.checkpoint import load_checkpoint, save_checkpoint
+from medseg.core.task import Batch, TrainableTask
+from medseg.engine.average import decay_at, update_average
 from medseg.engine.config import TrainerConfig
+from medseg.engine.gradients import gradients_within_memory
 from medseg.engine.interruption import stop_requests
-from medseg.engine.optimizer import build_optimizer
-from medseg.engine.precision import Precision
+from medseg.engine.prefetch import made_ahead
 from medseg.engine.schedule import RunLength, learning_rate
-from medseg.engine.seeding import seed_step
+from medseg.engine.state import TrainingState, restore, save, start
+from medseg.engine.stopwatch import Stopwatch
 from medseg.engine.tracking import RunFolder, Tracker
+from medseg.engine.trouble import Trouble, copied_buffers, nonfinite, require_recovery, restore_buffers
 
 Ending = Literal["finished", "stopped early", "interrupted"]
 
 
-@dataclass
-class TrainingState:
-    """All that changes while a run goes on.
-
-    Attributes:
-        network, optimizer, precision: What a step needs.
-        step: Steps done.
-        best_score: Of the best validation so far; None before the first.
-        best_step: Where that was.
-        best_values: All that was logged there.
-        validations_without_gain: Since then.
-        loss: Running mean, for the progress bar.
-    """
-
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    precision: Precision
-    step: int = 0
-    best_score: float | None = None
-    best_step: int = 0
-    best_values: Mapping[str, Any] = field(default_factory=dict)
-    validations_without_gain: int = 0
-    loss: float | None = None
-
-    def progress(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the tensors."""
-        names = ("step", "best_score", "best_step", "best_values", "validations_without_gain", "loss")
-        return {name: getattr(self, name) for name in names}
-
-
 @dataclass(frozen=True)
 class FitResult:
-    """How a run ended."""
+    """How a run ended.
+
+    Attributes:
+        ending: Why.
+        num_steps_done: Of the whole run.
+        best_score, best_step, best_values: Of the best validation; None, 0 and empty without one.
+        train_s: Wall clock of this command's part of the training [s].
+        seconds: Wall clock spent on each of :data:`~medseg.engine.state.STAGES`, by all commands of this run [s].
+    """
 
     ending: Ending
     num_steps_done: int
@@ -66,6 +44,21 @@ class FitResult:
     best_step: int
     best_values: Mapping[str, Any]
     train_s: float
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What came of a step.
+
+    Attributes:
+        values: What is logged of it: loss and its terms, lr, grad_norm (None where fp16 overflowed), seconds. None where
+            the step was skipped.
+        troubles: What went wrong on the way and was got over.
+    """
+
+    values: Mapping[str, Any] | None
+    troubles: Sequence[Trouble]
 
 
 def fit(
@@ -90,26 +83,32 @@ def fit(
         resume: Go on from the last checkpoint: the remaining steps see the same patches as without interruption.
 
     Raises:
-        TrainingError: The loss is not finite.
+        TrainingError: Loss or gradient was not finite twice.
+        ResourceError: Not even one patch fits into memory.
         CheckpointError: The checkpoint to resume from is unusable.
     """
     state = start(task, config, device)
     if resume:
-        for name, value in load_checkpoint(run.last, state.network, state.optimizer, state.precision).items():
-            setattr(state, name, value)
+        restore(run.last, state)
     started = time.perf_counter()
     ending: Ending = "finished"
-    batches = task.train_batches(state.step)
-    with stop_requests() as stop, Tracker(run, state.step) as tracker:
+    watch = Stopwatch(state.seconds)
+    prefetch = made_ahead(task.train_batches(state.step))
+    with stop_requests() as stop, Tracker(run, state.step) as tracker, prefetch as batches:
         while state.step < length.num_steps:
-            values = train_step(task, state, next(batches), config, length, device)
-            tracker.write("step", state.step, values)
+            with watch.measure("loading"):
+                batch = next(batches)
+            wait_s = watch.last_s
+            with watch.measure("steps"):
+                report = train_step(task, state, batch, config, length, device)
+            _record(report, state, length, wait_s, tracker, listener)
             if length.validates_after(state.step):
-                validate(task, state, config, run, device, tracker, listener)
-            _tell(state, length, listener)
+                with watch.measure("validation"):
+                    validate(task, state, config, run, device, tracker, listener)
             stopping = stop.requested  # asked once: what comes after this line finds its checkpoint in the next round
             if length.saves_after(state.step) or stopping:
-                save_checkpoint(run.last, state.network, state.optimizer, state.precision, state.progress())
+                with watch.measure("checkpoints"):
+                    save(run.last, state)
             if stopping:
                 ending = "interrupted"
                 break
@@ -118,27 +117,20 @@ def fit(
                 ending = "stopped early"
                 break
     seconds = time.perf_counter() - started
-    return FitResult(ending, state.step, state.best_score, state.best_step, state.best_values, seconds)
-
-
-def start(task: TrainableTask, config: TrainerConfig, device: torch.device) -> TrainingState:
-    """A fresh network and all that trains it."""
-    seed_step(config.seed, -1)
-    network = task.build_model().to(device)
-    return TrainingState(network, build_optimizer(config.optimizer, network), Precision(config.precision, device.type))
+    best = (state.best_score, state.best_step, state.best_values)
+    return FitResult(ending, state.step, *best, seconds, state.seconds)
 
 
 def train_step(
     task: TrainableTask,
     state: TrainingState,
-    batch: Any,
+    batch: Batch,
     config: TrainerConfig,
     length: RunLength,
     device: torch.device,
-) -> dict[str, float]:
-    """One step: forward, loss, backward, update. Returns what is logged of it."""
+) -> StepReport:
+    """One step: forward, loss, backward, update. A step whose loss or gradient is not finite changes no weight."""
     began = time.perf_counter()
-    seed_step(config.seed, state.step)
     state.network.train()
     rate = learning_rate(
         state.step,
@@ -149,20 +141,22 @@ def train_step(
     )
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    with state.precision.forward():
-        loss = task.loss(state.network, batch.to(device))
-    total = float(loss.total.detach())
-    if not math.isfinite(total):
-        raise TrainingError(
-            f"the loss is {total} at step {state.step + 1}: try a lower learning rate, or precision fp32",
-            code="training.nonfinite",
-        )
-    norm = state.precision.step(loss.total, state.network, state.optimizer, config.clip_norm)
+    buffers = copied_buffers(state.network)
+    figures, troubles = gradients_within_memory(task, state, batch, config.seed, device)
+    total, norm = figures["loss"], figures["grad_norm"]
+    is_usable = math.isfinite(total) and (math.isfinite(norm) or state.precision.expects_overflow)
+    if is_usable:
+        state.precision.update(state.network, state.optimizer, norm, config.clip_norm)
+        if state.average is not None and config.ema_decay is not None:
+            update_average(state.average, state.network, decay_at(state.step, config.ema_decay))
+        state.loss = total if state.loss is None else 0.95 * state.loss + 0.05 * total
+    else:
+        state.precision.skip()
+        restore_buffers(state.network, buffers)
+        troubles.append(nonfinite(task, state, batch, figures, config.seed, device))
     state.step += 1
-    state.loss = total if state.loss is None else 0.95 * state.loss + 0.05 * total
-    terms = {name: float(term.detach()) for name, term in loss.terms.items()}
-    figures = {"lr": rate, "grad_norm": norm if math.isfinite(norm) else None, "seconds": time.perf_counter() - began}
-    return {"loss": total, **terms, **figures}  # type: ignore[dict-item]  # None stands for overflow in JSON
+    logged = {"lr": rate, "grad_norm": norm if math.isfinite(norm) else None, "seconds": time.perf_counter() - began}
+    return StepReport({**figures, **logged} if is_usable else None, troubles)
 
 
 def validate(
@@ -174,24 +168,33 @@ def validate(
     tracker: Tracker,
     listener: Listener,
 ) -> None:
-    """Try the network, log it, and keep its weights where it is the best so far."""
+    """Try the network (its averaged weights), log it, and keep it where it is the best so far."""
     numbers = range(min(config.validation.max_cases, task.num_validation_cases))
     if not numbers:
         return
     listener(Progress("validating", 0, len(numbers)))
-    result = task.validate(state.network, device, numbers)
+    result = task.validate(state.trained, device, numbers)
     tracker.write("validation", state.step, {"score": result.score, **result.values})
     if state.best_score is None or result.score > state.best_score:
         state.best_score, state.best_step, state.best_values = result.score, state.step, result.values
         state.validations_without_gain = 0
-        save_checkpoint(run.best, state.network, state.optimizer, state.precision, state.progress())
+        save(run.best, state)
     else:
         state.validations_without_gain += 1
     message = f"step {state.step}: validation {result.score:.3f}, best {state.best_score:.3f}"
     listener(Progress("validating", len(numbers), len(numbers), message=message))
 
 
-def _tell(state: TrainingState, length: RunLength, listener: Listener) -> None:
+def _record(
+    report: StepReport, state: TrainingState, length: RunLength, wait_s: float, tracker: Tracker, listener: Listener
+) -> None:
+    """Log a step and tell of it; end the run where it is not to be got over."""
+    for trouble in report.troubles:
+        tracker.write(trouble.kind, state.step, trouble.values)
+        listener(Progress("training", state.step, length.num_steps, message=trouble.message))
+    require_recovery(state)
+    if report.values is not None:
+        tracker.write("step", state.step, {**report.values, "wait_s": wait_s})
     values = {"loss": state.loss or 0.0}
     if state.best_score is not None:
         values["best"] = state.best_score

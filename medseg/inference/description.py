@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from medseg.core.config import ConfigBase, validated
 from medseg.core.errors import CheckpointError, ConfigError
 from medseg.core.labels import LabelSchema
 from medseg.data.plan import Plan
+from medseg.inference.components import ComponentRule
 from medseg.inference.resolve import Activation, Decision
 from medseg.io.bundle import Bundle
 from medseg.models.config import NetworkConfig
@@ -30,6 +31,8 @@ class ModelDescription(ConfigBase):
     """How logits become a decision."""
     plan: Plan
     """Grid, window, normalisation."""
+    components: dict[str, ComponentRule] = Field(default_factory=dict)
+    """Which connected parts of a structure are kept; all, where it is not named."""
 
     @property
     def num_outputs(self) -> int:
@@ -40,6 +43,12 @@ class ModelDescription(ConfigBase):
     def decision(self) -> Decision:
         """How logits become channel numbers."""
         return "regions" if self.labels.has_regions else self.activation
+
+    @model_validator(mode="after")
+    def _components_are_of_its_structures(self) -> ModelDescription:
+        if strange := sorted(set(self.components) - set(self.labels.names)):
+            raise ValueError(f"components name {strange}, which are none of its structures")
+        return self
 
     @model_validator(mode="after")
     def _overlapping_structures_need_sigmoid(self) -> ModelDescription:

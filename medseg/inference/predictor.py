@@ -18,11 +18,12 @@ from medseg.core.shapes import IJK
 from medseg.core.volume import LabelMap, Volume
 from medseg.data.prepare import prepare
 from medseg.data.restore import GridMapping
-from medseg.inference.description import ModelDescription, describe
+from medseg.inference.components import keep_components
+from medseg.inference.description import ModelDescription
+from medseg.inference.ensemble import Ensemble, open_ensemble
 from medseg.inference.resolve import resolve
-from medseg.inference.runtime import Runtime
+from medseg.inference.runtime import Runtime, averaged
 from medseg.inference.sliding import SlidingWindow, predict_logits
-from medseg.io.bundle import read_bundle
 from medseg.io.volume import read_volume
 
 
@@ -44,11 +45,11 @@ class Prediction:
 
 
 class Predictor:
-    """A loaded bundle.
+    """A loaded bundle, or several that predict together.
 
     Args:
-        description: What the bundle says of itself.
-        runtime: Runs its network.
+        description: What they say of themselves.
+        runtime: Runs the network, or all of them.
         overlap: Smallest part of a window that its neighbour covers too.
         tile_batch: Windows given to the network at once.
     """
@@ -61,17 +62,30 @@ class Predictor:
 
     @classmethod
     def load(cls, bundle: str | Path, device: str = "auto", overlap: float = 0.5, tile_batch: int = 1) -> Predictor:
-        """Load a bundle folder or a run folder.
+        """Load a bundle folder, a run folder or a bundled model by its name; several joined by commas are an ensemble.
 
         Raises:
-            CheckpointError: The bundle is unusable.
+            CheckpointError: A bundle is unusable.
+            ConfigError: The device does not exist, or bundles do not fit together.
+        """
+        return cls.of(open_ensemble(bundle), device, overlap, tile_batch)
+
+    @classmethod
+    def of(cls, ensemble: Ensemble, device: str = "auto", overlap: float = 0.5, tile_batch: int = 1) -> Predictor:
+        """Load what was opened.
+
+        Raises:
+            CheckpointError: Weights do not fit their network.
             ConfigError: The device does not exist.
         """
         from medseg.inference.runtimes.torch import choose_device, load_runtime
 
-        opened = read_bundle(Path(bundle))
-        description = describe(opened)
-        return cls(description, load_runtime(description, opened.weights, choose_device(device)), overlap, tile_batch)
+        where = choose_device(device)
+        runtimes = [
+            load_runtime(description, bundle.weights, where)
+            for description, bundle in zip(ensemble.descriptions, ensemble.bundles, strict=True)
+        ]
+        return cls(ensemble.description, averaged(runtimes), overlap, tile_batch)
 
     def predict(self, image: str | Path | Volume, allow: Collection[str] = ()) -> LabelMap:
         """Label a scan.
@@ -94,7 +108,7 @@ class Predictor:
         Raises:
             CaseError: It cannot be predicted.
         """
-        schema, plan = self.description.labels, self.description.plan
+        schema, plan, geometry = self.description.labels, self.description.plan, case.image.geometry
         marks = [time.perf_counter()]
         prepared = prepare(case, schema, plan.spacing_ijk_mm, plan.normalisation)
         marks.append(time.perf_counter())
@@ -102,9 +116,9 @@ class Predictor:
         marks.append(time.perf_counter())
         mapping = GridMapping.of(prepared)
         channels = resolve(self.runtime.to_numpy(logits), mapping, self.description.decision)
+        keep_components(channels, geometry.voxel_volume_ml, schema, self.description.components)
         marks.append(time.perf_counter())
         seconds = dict(zip(("prepare", "network", "resolve"), np.diff(marks).round(3).tolist(), strict=True))
-        geometry = case.image.geometry
         label_map = LabelMap(schema.to_values(channels), geometry, case.image.record)
         return Prediction(label_map, seconds, volumes_ml(channels, geometry, schema), truncated(channels, schema))
 

@@ -1,17 +1,21 @@
-"""Bundles: a trained model, ready to use. Nothing in one is executable, and loading one never unpickles."""
+"""Bundles: a trained model, ready to use. Nothing in one is executable, and loading one never unpickles.
+
+A model is one network, or several of one kind whose logits are averaged (an ensemble): one file of weights each.
+"""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
 import json
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError
@@ -21,10 +25,17 @@ from safetensors.numpy import save as save_tensors
 from medseg.core.errors import CheckpointError, WriteError
 from medseg.core.version import VERSION
 from medseg.io.atomic import explained, temporary_name, write_bytes_atomically, write_json_atomically
+from medseg.io.resources import bundled_models
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of what is written. 2 added ensembles and what is done after the network, which a reader of 1 would not do."""
 
-DESCRIPTION, WEIGHTS, PROBE = "bundle.json", "model.safetensors", "probe.npz"
+READABLE_VERSIONS = (1, 2)
+
+DESCRIPTION, WEIGHTS, PROBE, CARD = "bundle.json", "model.safetensors", "probe.npz", "card.md"
+
+Storage = Literal["float32", "float16"]
+"""How weights lie in the file: as they are, or rounded to half the size. Networks run in float32 either way."""
 
 PROBE_ARRAYS = ("image", "logits")
 
@@ -39,29 +50,43 @@ class Bundle:
     Attributes:
         folder: Where it is.
         manifest: ``bundle.json``.
-        weights: Tensors by name.
-        probe: A small input ``image`` and its ``logits``.
+        weights: Of each network, tensors by name as they lie in the file; one entry unless it is an ensemble.
+        probe: A small input ``image`` and its ``logits``; an ensemble's are the mean.
         hash: SHA-256 of ``bundle.json``, which holds those of all other files.
+        card: For people: data, figures, what it must not be used for (Markdown). None where it has none.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
-    weights: Mapping[str, np.ndarray]
+    weights: tuple[Mapping[str, np.ndarray], ...]
     probe: Mapping[str, np.ndarray]
     hash: str
+    card: str | None = None
 
 
 def write_bundle(
     folder: Path,
     manifest: Mapping[str, Any],
-    weights: Mapping[str, np.ndarray],
+    members: Sequence[Mapping[str, np.ndarray]],
     probe: Mapping[str, np.ndarray],
     *,
+    storage: Storage = "float32",
+    card: str | None = None,
     overwrite: bool = True,
 ) -> None:
     """Write a bundle; one of that name is replaced when the new one is complete. Same content, same bytes.
 
+    Args:
+        folder: Of the bundle.
+        manifest: What the model says of itself.
+        members: The weights of each network.
+        probe: A small input and the logits that the weights *in the file* give: see :func:`stored_weights`.
+        storage: How weights lie in the file.
+        card: For people, in Markdown.
+        overwrite: Whether a bundle of that name may be replaced.
+
     Raises:
+        CheckpointError: A weight is not finite, or too large for the storage.
         WriteError: It exists and may not be replaced, or cannot be written.
         ResourceError: The disk is full.
     """
@@ -69,11 +94,13 @@ def write_bundle(
         raise WriteError(f"the bundle {folder.name} is there already: give another --out", code="write.exists")
     packed, arrays = io.BytesIO(), dict[str, Any](probe)
     np.savez_compressed(packed, **arrays)
+    names = member_names(len(members))
     contents = {
-        # order="C" rather than ascontiguousarray, which makes a vector of a scalar
-        WEIGHTS: save_tensors({name: np.asarray(weight, order="C") for name, weight in weights.items()}),
-        PROBE: packed.getvalue(),
+        name: save_tensors(stored_weights(weights, storage)) for name, weights in zip(names, members, strict=True)
     }
+    contents[PROBE] = packed.getvalue()
+    if card is not None:
+        contents[CARD] = card.encode()
     files = {name: _sha256(content) for name, content in contents.items()}
     document = {**manifest, "schema_version": SCHEMA_VERSION, "medseg_version": VERSION, "files": files}
     fresh = temporary_name(folder)
@@ -89,21 +116,84 @@ def write_bundle(
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def read_bundle(folder: Path) -> Bundle:
-    """Read a bundle folder, or the bundle of a run folder.
+def stored_weights(weights: Mapping[str, np.ndarray], storage: Storage) -> dict[str, np.ndarray]:
+    """Weights as a bundle's file will hold them: contiguous, rounded where the storage is; whole numbers stay.
+
+    Raises:
+        CheckpointError: A weight is not finite, or too large for the storage.
+    """
+    return {name: _stored(name, weight, storage) for name, weight in weights.items()}
+
+
+def _stored(name: str, weight: np.ndarray, storage: Storage) -> np.ndarray:
+    weight = np.asarray(weight, order="C")  # rather than ascontiguousarray, which makes a vector of a scalar
+    if weight.dtype.kind != "f":
+        return weight
+    if not np.isfinite(weight).all():
+        raise CheckpointError(f"the weights '{name}' are not all finite: such a network is of no use, train it again")
+    if storage == "float32":
+        return weight
+    with np.errstate(over="ignore"):
+        rounded = weight.astype(np.float16)
+    if not np.isfinite(rounded).all():
+        largest, limit = float(np.abs(weight).max()), float(np.finfo(np.float16).max)
+        raise CheckpointError(
+            f"a weight of '{name}' is {largest:.6g}, and float16 ends at {limit:.0f}: store them as float32"
+        )
+    return rounded
+
+
+def member_names(num_members: int) -> tuple[str, ...]:
+    """Files of the weights: ``model.safetensors`` of one network, ``model_0.safetensors`` and so on of several.
+
+    Raises:
+        CheckpointError: There is no network.
+    """
+    if num_members < 1:
+        raise CheckpointError("a bundle needs the weights of at least one network")
+    return (WEIGHTS,) if num_members == 1 else tuple(f"model_{index}.safetensors" for index in range(num_members))
+
+
+def find_bundle(reference: str | Path) -> Path:
+    """The folder of a bundle, a run's bundle, or a bundled model of that name.
+
+    A bundle or run of that name in the working directory comes first: what a user made is what a user means.
+
+    Raises:
+        CheckpointError: It is none of these; bundled models are listed, the nearest first.
+    """
+    folder = Path(reference)
+    if (folder / DESCRIPTION).is_file():
+        return folder
+    is_run = any((folder / name).exists() for name in ("bundle", "config.yaml"))  # finished or not
+    models = {model.name: model.folder for model in bundled_models()}
+    if str(reference) in models and not is_run:
+        return models[str(reference)]
+    if folder.exists():
+        return folder / "bundle"
+    near = difflib.get_close_matches(str(reference), models, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    known = f"bundled models are: {', '.join(models)}" if models else "no model is bundled with this version"
+    raise CheckpointError(f"{folder} is neither a bundle nor a finished run, for it does not exist; {hint}{known}")
+
+
+def read_bundle(reference: str | Path) -> Bundle:
+    """Read a bundle folder, the bundle of a run folder, or a bundled model by its name.
 
     Raises:
         CheckpointError: A file is missing, altered or foreign, or another version of medseg wrote it.
     """
-    folder = folder if (folder / DESCRIPTION).is_file() else folder / "bundle"
+    folder = find_bundle(reference)
     text, manifest = _read_description(folder)
     contents = _checked_files(folder, manifest)
+    names = member_names(len(contents) - len({PROBE, CARD} & set(contents)))
     try:
-        weights = load_tensors(contents[WEIGHTS])
+        weights = tuple(load_tensors(contents[name]) for name in names)
         probe = _unpacked_probe(contents[PROBE])
+        card = contents[CARD].decode() if CARD in contents else None
     except (SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, LookupError, OSError, EOFError) as error:
         raise CheckpointError(f"the bundle {folder} is damaged ({error}): copy it again") from error
-    return Bundle(folder, manifest, weights, probe, _sha256(text))
+    return Bundle(folder, manifest, weights, probe, _sha256(text), card)
 
 
 def _unpacked_probe(content: bytes) -> dict[str, np.ndarray]:
@@ -142,9 +232,9 @@ def _read_description(folder: Path) -> tuple[bytes, dict[str, Any]]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {DESCRIPTION} of {folder}: {error}") from error
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise CheckpointError(
-            f"expected schema version {SCHEMA_VERSION} in the bundle {folder}, found {version!r}: use the medseg that "
+            f"expected schema version {' or '.join(map(str, READABLE_VERSIONS))} in the bundle {folder}, found {version!r}: use the medseg that "
             "wrote it, or train again"
         )
     return text, manifest
@@ -152,13 +242,16 @@ def _read_description(folder: Path) -> tuple[bytes, dict[str, Any]]:
 
 def _checked_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
     """The bytes of the files that a bundle must have, each with the hash that its description gives."""
-    hashes = manifest.get("files")
-    if not isinstance(hashes, Mapping) or set(hashes) != {WEIGHTS, PROBE}:
+    found = manifest.get("files")
+    hashes: Mapping[str, str] = found if isinstance(found, Mapping) else {}
+    names = set(hashes) - {PROBE, CARD}
+    if not names or PROBE not in hashes or names != set(member_names(len(names))):
         raise CheckpointError(
-            f"expected the files {WEIGHTS} and {PROBE} in the bundle {folder}, found {hashes!r}"[:300]
+            f"expected the files {WEIGHTS} (or model_0, model_1, … of an ensemble) and {PROBE} in the bundle {folder}, "
+            f"found {found!r}"[:400]
         )
-    found = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-    strange = sorted(found - {DESCRIPTION, *hashes})
+    present = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    strange = sorted(present - {DESCRIPTION, *hashes})
     if strange:
         raise CheckpointError(f"the bundle {folder} holds {strange}, which it does not list: take them out")
     contents = {}

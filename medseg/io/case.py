@@ -6,11 +6,11 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from medseg.core.case import Case, CaseRecord, Dataset
+from medseg.core.case import Case, CaseRecord, Dataset, Split
 from medseg.core.errors import ConfigError, GeometryError, LabelError, ReadError
 from medseg.core.labels import LabelSchema
 from medseg.core.volume import LabelMap, Volume
-from medseg.io.dataset import is_file_name
+from medseg.io.dataset import is_dataset, is_file_name, read_dataset
 from medseg.io.volume import (
     VOLUME_SUFFIXES,
     has_volume_suffix,
@@ -62,6 +62,32 @@ def input_cases(inputs: Sequence[Path], num_channels: int) -> tuple[CaseRecord, 
             )
         channels[channel] = path
     return tuple(_record(name, channels, num_channels) for name, channels in cases.items())
+
+
+def chosen_cases(inputs: Sequence[Path], split: Split | None, num_channels: int) -> list[CaseRecord]:
+    """The cases of datasets (one split of them) and of plain files and folders.
+
+    Raises:
+        ConfigError: There is none, or two would have one output name.
+    """
+    records: list[CaseRecord] = []
+    for path in inputs:
+        if is_dataset(path):
+            dataset = read_dataset(path)
+            records += dataset.cases if split is None else dataset.of_split(split)
+        elif split is not None:
+            raise ConfigError(f"--split {split} needs a dataset, and {path.name} is none")
+        else:
+            records += input_cases([path], num_channels)
+    names = [record.id for record in records]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(
+            f"several inputs would be written to one name: {', '.join(twice)}; rename them or use two runs"
+        )
+    if not records:
+        raise ConfigError("the inputs hold no case" + (f" of split {split}" if split else ""))
+    return records
 
 
 def _volumes_in(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from typing import assert_never
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor
+from torch import Tensor, nn
 
 from medseg.core.labels import LabelSchema
 from medseg.losses.compound import WeightedSum
@@ -18,12 +18,16 @@ from medseg.losses.config import (
     DiceCrossEntropyConfig,
     DiceFocalConfig,
     FocalConfig,
+    FocalTverskyConfig,
     LossConfig,
+    TverskyConfig,
+    TverskyCrossEntropyConfig,
     require_activation,
 )
 from medseg.losses.cross_entropy import CrossEntropyLoss
 from medseg.losses.dice import DiceLoss
 from medseg.losses.partial import KC
+from medseg.losses.tversky import TverskyLoss
 
 
 def build_loss(config: LossConfig, schema: LabelSchema | None = None) -> WeightedSum:
@@ -44,23 +48,43 @@ def build_loss(config: LossConfig, schema: LabelSchema | None = None) -> Weighte
 
 
 def _built(config: LossConfig, membership: Bool[Tensor, KC] | None) -> WeightedSum:
+    def cross_entropy(gamma: float = 0.0) -> CrossEntropyLoss:
+        return CrossEntropyLoss(config.activation, gamma, membership)
+
+    ce = "ce" if config.activation == "softmax" else "bce"
+    terms: dict[str, tuple[nn.Module, float]]
     match config:
         case DiceConfig():
-            dice = DiceLoss(config.activation, config.over, config.smooth, membership)
-            return WeightedSum({"dice": dice}, {"dice": 1.0})
-        case BinaryCrossEntropyConfig():
-            return WeightedSum({"bce": CrossEntropyLoss("sigmoid", membership=membership)}, {"bce": 1.0})
-        case CrossEntropyConfig():
-            return WeightedSum({"ce": CrossEntropyLoss("softmax")}, {"ce": 1.0})
+            terms = {"dice": (_dice(config, membership), 1.0)}
+        case BinaryCrossEntropyConfig() | CrossEntropyConfig():
+            terms = {ce: (cross_entropy(), 1.0)}
         case FocalConfig():
-            return WeightedSum({"focal": CrossEntropyLoss(config.activation, config.gamma, membership)}, {"focal": 1.0})
-        case DiceBinaryCrossEntropyConfig():
-            name, term = "bce", CrossEntropyLoss("sigmoid", membership=membership)
-        case DiceCrossEntropyConfig():
-            name, term = "ce", CrossEntropyLoss("softmax")
+            terms = {"focal": (cross_entropy(config.gamma), 1.0)}
+        case TverskyConfig() | FocalTverskyConfig():
+            terms = {config.kind: (_tversky(config, membership), 1.0)}
+        case DiceBinaryCrossEntropyConfig() | DiceCrossEntropyConfig():
+            terms = {ce: (cross_entropy(), 1.0), "dice": (_dice(config, membership), config.dice_weight)}
         case DiceFocalConfig():
-            name, term = "focal", CrossEntropyLoss(config.activation, config.gamma, membership)
+            dice = _dice(config, membership)
+            terms = {"focal": (cross_entropy(config.gamma), 1.0), "dice": (dice, config.dice_weight)}
+        case TverskyCrossEntropyConfig():
+            terms = {ce: (cross_entropy(), 1.0), "tversky": (_tversky(config, membership), config.tversky_weight)}
         case _:
             assert_never(config)
-    dice = DiceLoss(config.activation, config.over, config.smooth, membership)
-    return WeightedSum({name: term, "dice": dice}, {name: 1.0, "dice": config.dice_weight})
+    return WeightedSum(
+        {name: loss for name, (loss, _) in terms.items()}, {name: weight for name, (_, weight) in terms.items()}
+    )
+
+
+def _dice(
+    config: DiceConfig | DiceBinaryCrossEntropyConfig | DiceCrossEntropyConfig | DiceFocalConfig,
+    membership: Bool[Tensor, KC] | None,
+) -> DiceLoss:
+    return DiceLoss(config.activation, config.over, config.smooth, membership)
+
+
+def _tversky(
+    config: TverskyConfig | FocalTverskyConfig | TverskyCrossEntropyConfig, membership: Bool[Tensor, KC] | None
+) -> TverskyLoss:
+    gamma = config.gamma if isinstance(config, FocalTverskyConfig) else 1.0
+    return TverskyLoss(config.activation, config.alpha, config.beta, gamma, config.over, config.smooth, membership)

@@ -15,6 +15,7 @@ Over = Literal["batch", "sample"]
 Smooth = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Gamma = Annotated[float, Field(ge=1, le=5)]
+ErrorWeight = Annotated[float, Field(gt=0, le=1)]
 
 
 class DiceConfig(ConfigBase):
@@ -116,6 +117,58 @@ class DiceFocalConfig(ConfigBase):
     """Of the focal loss."""
 
 
+class TverskyConfig(ConfigBase):
+    """Dice that weighs what is found too much and what is missed."""
+
+    kind: Literal["tversky"] = "tversky"
+    activation: Activation = "softmax"
+    """softmax: one structure a voxel; sigmoid: each structure for itself."""
+    alpha: ErrorWeight = 0.3
+    """Of voxels that are predicted and not there; with both at 0.5 it is Dice."""
+    beta: ErrorWeight = 0.7
+    """Of voxels that are there and not predicted: larger finds more, and more that is not there."""
+    over: Over = "batch"
+    """Sum over the whole batch, or over each sample and then average."""
+    smooth: Smooth = 1e-5
+    """Added to both sides of the fraction."""
+
+
+class FocalTverskyConfig(ConfigBase):
+    """Tversky in which structures that are found well keep more of their pull."""
+
+    kind: Literal["focal_tversky"] = "focal_tversky"
+    activation: Activation = "softmax"
+    """softmax: one structure a voxel; sigmoid: each structure for itself."""
+    alpha: ErrorWeight = 0.3
+    """Of voxels that are predicted and not there."""
+    beta: ErrorWeight = 0.7
+    """Of voxels that are there and not predicted: larger finds more, and more that is not there."""
+    gamma: Annotated[float, Field(ge=1, le=3)] = 4 / 3
+    """The loss of a structure is raised to the power 1 / gamma; 1 is plain Tversky."""
+    over: Over = "batch"
+    """Sum over the whole batch, or over each sample and then average."""
+    smooth: Smooth = 1e-5
+    """Added to both sides of the fraction."""
+
+
+class TverskyCrossEntropyConfig(ConfigBase):
+    """Tversky plus cross-entropy, binary with sigmoid: Dice plus cross-entropy for structures that are often missed."""
+
+    kind: Literal["tversky_ce"] = "tversky_ce"
+    activation: Activation = "softmax"
+    """softmax: one structure a voxel; sigmoid: each structure for itself."""
+    tversky_weight: Weight = 1.0
+    """Of Tversky; cross-entropy has 1."""
+    alpha: ErrorWeight = 0.3
+    """Of voxels that are predicted and not there; with both at 0.5 it is Dice."""
+    beta: ErrorWeight = 0.7
+    """Of voxels that are there and not predicted: larger finds more, and more that is not there."""
+    over: Over = "batch"
+    """Sum Tversky over the whole batch, or over each sample and then average."""
+    smooth: Smooth = 1e-5
+    """Added to both sides of Tversky's fraction."""
+
+
 LossConfig = Annotated[
     DiceConfig
     | BinaryCrossEntropyConfig
@@ -123,7 +176,10 @@ LossConfig = Annotated[
     | FocalConfig
     | DiceBinaryCrossEntropyConfig
     | DiceCrossEntropyConfig
-    | DiceFocalConfig,
+    | DiceFocalConfig
+    | TverskyConfig
+    | FocalTverskyConfig
+    | TverskyCrossEntropyConfig,
     Field(discriminator="kind"),
 ]
 

@@ -12,15 +12,8 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from medseg.core.shapes import B_SPATIAL, BL_SPATIAL
-from medseg.losses.partial import (
-    BC,
-    KC,
-    decided_voxels,
-    full_precision,
-    structure_targets,
-    weighted_mean,
-    without_ignored,
-)
+from medseg.losses.overlap import over_cases, soft_counts
+from medseg.losses.partial import BC, KC, weighted_mean
 
 
 class DiceLoss(nn.Module):
@@ -57,24 +50,7 @@ class DiceLoss(nn.Module):
         self, logits: Float[Tensor, BL_SPATIAL], classes_B: Integer[Tensor, B_SPATIAL], annotated_BC: Bool[Tensor, BC]
     ) -> Float[Tensor, ""]:
         """Loss of a batch; softmax logits have a channel for background, sigmoid ones do not."""
-        logits = full_precision(logits)
-        decided_B, annotated_BS = decided_voxels(classes_B), annotated_BC[:, 1:]
-        if decided_B is not None:
-            logits = without_ignored(logits, decided_B)
-            annotated_BS = annotated_BS & decided_B.flatten(1).any(dim=1, keepdim=True)
-        probability_BS = logits.softmax(dim=1)[:, 1:] if self.activation == "softmax" else logits.sigmoid()
-        if decided_B is not None:
-            probability_BS = probability_BS * decided_B.unsqueeze(1)
-        target_BS = structure_targets(classes_B, probability_BS.shape[1], probability_BS.dtype, self.membership)
-        axes = tuple(range(2, logits.ndim))
-        sums = torch.stack(
-            [
-                (probability_BS * target_BS).sum(axes),
-                probability_BS.sum(axes) + target_BS.sum(axes),
-            ]
-        )
-        if self.over == "batch":
-            sums = (sums * annotated_BS).sum(dim=1)
-            annotated_BS = annotated_BS.any(dim=0)
-        common, total = sums
-        return weighted_mean(1 - (2 * common + self.smooth) / (total + self.smooth), annotated_BS)
+        counts = soft_counts(logits, classes_B, annotated_BC, self.activation, self.membership)
+        sums = torch.stack([counts.common, counts.predicted + counts.reference])
+        (common, total), known = over_cases(sums, counts.known, self.over)
+        return weighted_mean(1 - (2 * common + self.smooth) / (total + self.smooth), known)

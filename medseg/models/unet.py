@@ -6,7 +6,7 @@ Legend: B batch · C channels · the rest are one, two or three spatial axes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from medseg.core.shapes import BC_SPATIAL, BL_SPATIAL
+from medseg.core.shapes import BC_SPATIAL
 from medseg.models.layers import convolution, instance_norm, transposed_convolution
+from medseg.models.outputs import Outputs, with_deep_logits
 
 Stride = Sequence[int]
 
@@ -27,24 +28,87 @@ class ConvolutionBlock(nn.Module):
         in_channels, out_channels: Channels before and after.
         kernel: Odd kernel size of each axis; padding keeps the size.
         stride: Stride of each axis.
+        activated: Whether the LeakyReLU is there.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int], stride: Stride) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: Sequence[int], stride: Stride, activated: bool = True
+    ) -> None:
         super().__init__()
         padding = tuple(size // 2 for size in kernel)
         self.convolution = convolution(len(kernel))(
             in_channels, out_channels, tuple(kernel), tuple(stride), padding, bias=False
         )
-        self.norm = instance_norm(len(kernel))(out_channels, affine=True)
-        self.activation = nn.LeakyReLU(0.01, inplace=True)
+        self.norm = instance_norm(out_channels)
+        self.activation: nn.Module = nn.LeakyReLU(0.01, inplace=True) if activated else nn.Identity()
 
     def forward(self, features_BC: Float[Tensor, BC_SPATIAL]) -> Tensor:
         """Features after the block."""
         return cast(Tensor, self.activation(self.norm(self.convolution(features_BC))))
 
 
-class UNet(nn.Module):
-    """Encoder and decoder of plain convolutions, joined by skip connections.
+class EncoderDecoder(nn.Module):
+    """Any encoder, and a decoder of plain convolutions, joined by skip connections.
+
+    Args:
+        encoder: Its stages, finest first, each with its stride.
+        out_channels: Logits a voxel.
+        features: Channels of each stage.
+        strides: Stride of each stage. Where the first is above 1, a transposed convolution leads straight to the logits.
+        kernels: Kernel of each stage.
+        num_convolutions: Convolutions a stage of the decoder.
+        deep_supervision: In training, also give the logits of the coarser stages of the decoder.
+    """
+
+    def __init__(
+        self,
+        encoder: Iterable[nn.Module],
+        out_channels: int,
+        features: Sequence[int],
+        strides: Sequence[Stride],
+        kernels: Sequence[Sequence[int]],
+        num_convolutions: int,
+        deep_supervision: bool,
+    ) -> None:
+        super().__init__()
+        num_axes = len(strides[0])
+        self.total_stride = tuple(math.prod(stride[axis] for stride in strides) for axis in range(num_axes))
+        self.encoder = nn.ModuleList(encoder)
+        self.upsampling, self.decoder = nn.ModuleList(), nn.ModuleList()
+        ways_up = list(zip(pairwise(features), strides[1:], kernels[:-1], strict=True))
+        for (fine, coarse), stride, kernel in reversed(ways_up):
+            up = transposed_convolution(num_axes)(coarse, fine, tuple(stride), tuple(stride), bias=False)
+            self.upsampling.append(up)
+            self.decoder.append(plain_stage(2 * fine, fine, kernel, [1] * num_axes, num_convolutions))
+        stem = tuple(strides[0])
+        self.head: nn.Module
+        if max(stem) > 1:
+            self.head = transposed_convolution(num_axes)(features[0], out_channels, stem, stem)
+        else:
+            self.head = convolution(num_axes)(features[0], out_channels, (1,) * num_axes)
+        coarse_stages = features[1:-1] if deep_supervision else ()
+        self.deep_heads = nn.ModuleList(convolution(num_axes)(width, out_channels, 1) for width in coarse_stages)
+        self.apply(_initialise)
+
+    def forward(self, image_BC: Float[Tensor, BC_SPATIAL]) -> Outputs:
+        """Logits of the same spatial size; each axis must be a multiple of ``total_stride``.
+
+        In training with deep supervision also those of the coarser stages, as a tuple, finest first.
+        """
+        skips = []
+        features_BC = image_BC
+        for stage in self.encoder:
+            features_BC = stage(features_BC)
+            skips.append(features_BC)
+        stages = []
+        for up, stage, skip_BC in zip(self.upsampling, self.decoder, reversed(skips[:-1]), strict=True):
+            features_BC = stage(torch.cat([up(features_BC), skip_BC], dim=1))
+            stages.append(features_BC)
+        return with_deep_logits(self.head(features_BC), self.deep_heads, stages, self.training)
+
+
+class UNet(EncoderDecoder):
+    """Encoder and decoder of plain convolutions.
 
     Args:
         in_channels: Image channels.
@@ -54,11 +118,12 @@ class UNet(nn.Module):
             that works on half the resolution and upsamples its logits at the end: several times the patches a second.
         kernels: Kernel of each stage; 3 on every axis unless given.
         num_convolutions: Convolutions a stage, in the encoder and in the decoder.
+        deep_supervision: In training, also give the logits of the coarser stages.
 
     Source:
         Ronneberger et al. 2015 (U-Net), Isensee et al. 2021 (nnU-Net: instance norm, LeakyReLU 0.01, strided
-        convolutions down, transposed convolutions up, no bias). Deviations: no deep supervision here; a first stride above
-        1 ends in a transposed convolution straight to the logits.
+        convolutions down, transposed convolutions up, no bias). Deviation: a first stride above 1 ends in a transposed
+        convolution straight to the logits.
     """
 
     def __init__(
@@ -69,47 +134,32 @@ class UNet(nn.Module):
         strides: Sequence[Stride],
         kernels: Sequence[Sequence[int]] | None = None,
         num_convolutions: int = 2,
+        deep_supervision: bool = False,
     ) -> None:
-        super().__init__()
-        num_axes = len(strides[0])
-        kernels = kernels or [[3] * num_axes for _ in features]
-        if not len(features) == len(strides) == len(kernels):
-            raise ValueError("features, strides and kernels need one entry a stage")
-        self.total_stride = tuple(math.prod(stride[axis] for stride in strides) for axis in range(num_axes))
-        self.encoder = nn.ModuleList()
-        width = in_channels
-        for stage_features, kernel, stride in zip(features, kernels, strides, strict=True):
-            self.encoder.append(_stage(width, stage_features, kernel, stride, num_convolutions))
-            width = stage_features
-        self.upsampling, self.decoder = nn.ModuleList(), nn.ModuleList()
-        ways_up = list(zip(pairwise(features), strides[1:], kernels[:-1], strict=True))
-        for (fine, coarse), stride, kernel in reversed(ways_up):
-            up = transposed_convolution(num_axes)(coarse, fine, tuple(stride), tuple(stride), bias=False)
-            self.upsampling.append(up)
-            self.decoder.append(_stage(2 * fine, fine, kernel, [1] * num_axes, num_convolutions))
-        self.head: nn.Module
-        if max(strides[0]) > 1:
-            stem = tuple(strides[0])
-            self.head = transposed_convolution(num_axes)(features[0], out_channels, stem, stem)
-        else:
-            self.head = convolution(num_axes)(features[0], out_channels, (1,) * num_axes)
-        self.apply(_initialise)
-
-    def forward(self, image_BC: Float[Tensor, BC_SPATIAL]) -> Float[Tensor, BL_SPATIAL]:
-        """Logits of the same spatial size; each axis must be a multiple of ``total_stride``."""
-        skips = []
-        features_BC = image_BC
-        for stage in self.encoder:
-            features_BC = stage(features_BC)
-            skips.append(features_BC)
-        for up, stage, skip_BC in zip(self.upsampling, self.decoder, reversed(skips[:-1]), strict=True):
-            features_BC = stage(torch.cat([up(features_BC), skip_BC], dim=1))
-        return cast(Tensor, self.head(features_BC))
+        kernels = kernels_of_stages(features, strides, kernels)
+        widths = pairwise([in_channels, *features])
+        encoder = [
+            plain_stage(before, after, kernel, stride, num_convolutions)
+            for (before, after), kernel, stride in zip(widths, kernels, strides, strict=True)
+        ]
+        super().__init__(encoder, out_channels, features, strides, kernels, num_convolutions, deep_supervision)
 
 
-def _stage(
+def kernels_of_stages(
+    features: Sequence[int], strides: Sequence[Stride], kernels: Sequence[Sequence[int]] | None
+) -> Sequence[Sequence[int]]:
+    """The kernels, 3 on every axis unless given; raises ValueError where features, strides and kernels don't fit together."""
+    kernels = kernels or [[3] * len(stride) for stride in strides]
+    if not len(features) == len(strides) == len(kernels):
+        counts = f"{len(features)} features, {len(strides)} strides and {len(kernels)} kernels"
+        raise ValueError(f"expected one entry a stage, found {counts}")
+    return kernels
+
+
+def plain_stage(
     in_channels: int, out_channels: int, kernel: Sequence[int], stride: Stride, num_convolutions: int
 ) -> nn.Sequential:
+    """Convolution blocks in a row, the first with the stride."""
     blocks = [ConvolutionBlock(in_channels, out_channels, kernel, stride)]
     blocks += [
         ConvolutionBlock(out_channels, out_channels, kernel, [1] * len(kernel)) for _ in range(num_convolutions - 1)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from contourpy import LineType, contour_generator
 from jaxtyping import Integer, Shaped
 from matplotlib.axes import Axes as Panel
-from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
-from matplotlib.path import Path as Shape
+from matplotlib.path import Path as Outline
 from matplotlib.patheffects import Normal, Stroke
 from scipy import ndimage
 
@@ -216,35 +215,32 @@ def _draw_contours(
 ) -> None:
     """All structures of one map in one plane: thin, and the chosen one thick."""
     is_reference = contours is scene.reference
-    style = "solid" if is_reference else [PREDICTION_DASHES]
-    for structures, width in (
-        ([s for s in scene.schema.structures if s is not chosen], THIN_LINE_WIDTH),
-        ([chosen] if chosen else [], LINE_WIDTH),
-    ):
-        found = [(line, s.color) for s in structures for line in _outlines(scene.geometry, contours, plane, index, s)]
-        lines, colors = [line for line, _ in found], [color for _, color in found]
-        drawn = LineCollection(lines, colors=colors, linewidths=width, linestyles=style)
-        panel.add_collection(drawn, autolim=False)
-        if width == LINE_WIDTH and is_reference and lines:
-            inside = Shape.make_compound_path(*(Shape(line) for line in lines))
-            panel.add_patch(PathPatch(inside, facecolor=colors[0], alpha=FILL_OPACITY, lw=0))
-        elif width == LINE_WIDTH:  # told apart from the reference below it, which has the same colour
+    # One path a structure, not one a line: where there are crumbs all over, thousands of lines would take seconds.
+    for structure in sorted(scene.schema.structures, key=lambda one: one is chosen):
+        outline = _outline(scene.geometry, contours, plane, index, structure)
+        if outline is None:
+            continue
+        width = LINE_WIDTH if structure is chosen else THIN_LINE_WIDTH
+        style = "solid" if is_reference else PREDICTION_DASHES
+        drawn = PathPatch(outline, fill=False, edgecolor=structure.color, linewidth=width, linestyle=style)
+        if structure is chosen and is_reference:
+            panel.add_artist(PathPatch(outline, facecolor=structure.color, alpha=FILL_OPACITY, lw=0))
+        elif structure is chosen:  # told apart from the reference below it, which has the same colour
             drawn.set_path_effects([Stroke(linewidth=width + 1.0, foreground="black"), Normal()])
+        panel.add_artist(drawn)
 
 
-def _outlines(
-    geometry: Geometry, contours: _Contours, plane: Plane, index: int, structure: Structure
-) -> list[np.ndarray]:
-    """Closed lines around a structure in a plane, points (x, y) in mm."""
+def _outline(geometry: Geometry, contours: _Contours, plane: Plane, index: int, structure: Structure) -> Outline | None:
+    """The closed lines around a structure in a plane, points (x, y) in mm; None where it is not in the plane."""
     box = contours.boxes.get(structure)
     if box is None or not box[plane.across].start <= index < box[plane.across].stop:
-        return []
-    inside = plane.slice_of(contours.mask(structure, box), index - box[plane.across].start)
+        return None
+    inside = np.isin(plane.slice_of(contours.labels[box], index - box[plane.across].start), _values(structure))
     mask = np.pad(inside, 1).astype(np.float64)  # closes the line at the edge of the box and of the volume
     x, y = ((np.arange(box[a].start - 1, box[a].stop + 1) + 0.5) * geometry.spacing_ijk_mm[a] for a in plane.along)
     # contourpy does the work in panel.contour() too, which takes 5 ms a call: seconds where there are many structures.
-    lines = contour_generator(x, y, mask, line_type=LineType.Separate).lines(0.5)
-    return cast(list[np.ndarray], lines)  # what LineType.Separate means
+    [points], [codes] = contour_generator(x, y, mask, line_type=LineType.ChunkCombinedCode).lines(0.5)
+    return None if points is None else Outline(points, codes)
 
 
 def _draw_scale_bar(panel: Panel, right_mm: float, bottom_mm: float) -> None:

@@ -5,9 +5,7 @@ Everything that comes from names of files, cases and structures is escaped. The 
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from medseg.io.atomic import write_text_atomically
 from medseg.metrics.aggregate import METRICS
 from medseg.metrics.case import StructureScore
 from medseg.report.evaluation import COMPARISON, SCORES, Comparison, Evaluation
+from medseg.report.html import bullets, page_head, picture, table, text_cell
 from medseg.report.tables import NOTHING, WORDS, interval, number, p_value, words_of
 
 NUM_WORST = 12
@@ -24,35 +23,6 @@ NUM_WORST = 12
 
 MAX_COLUMNS = 20
 """Structures that get a column of their own in the table of all cases."""
-
-MAX_PICTURE_PIXELS = (840, 2400)
-"""Width and height that a picture is scaled down to."""
-
-JPEG_QUALITY = 75
-
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""Content Security Policy: the browser itself refuses whatever the page would load or run."""
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2126; max-width: 1180px; margin: 2em auto; padding: 0 1.2em; }
-h1 { font-size: 1.6em; margin-bottom: 0; } h2 { font-size: 1.25em; margin-top: 2.2em; border-bottom: 1px solid #ccd2d8; }
-h3 { font-size: 1.05em; margin: 1.8em 0 .4em; } p.lead { color: #56606b; margin-top: .2em; }
-h1, h3, td, li { overflow-wrap: anywhere; } .wide { overflow-x: auto; } img { max-width: 100%; height: auto; }
-table { border-collapse: collapse; margin: .8em 0; font-size: .87em; font-variant-numeric: tabular-nums; }
-th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #e3e7eb; }
-th { background: #f2f4f6; vertical-align: bottom; } td { white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } tr.mean td { font-weight: 600; border-top: 2px solid #98a2ad; }
-td.text { text-align: left; white-space: normal; } small { color: #56606b; font-weight: normal; }
-.flag { color: #a3231b; font-weight: 600; } dt { font-weight: 600; } dd { margin: 0 0 .4em 1.2em; }
-footer { margin: 3em 0 1em; color: #56606b; font-size: .85em; }
-* { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-@page { size: A4; margin: 12mm; }
-@media print {
-  body { margin: 0; padding: 0; max-width: none; font-size: 10px; } table { font-size: 7.5px; } tr { break-inside: avoid; }
-  th, td { padding: .2em .4em; } .wide { overflow: visible; } section.case { break-before: page; }
-  section.case img { max-height: 20cm; }
-}
-"""
 
 
 def write_page(path: Path, evaluation: Evaluation) -> None:
@@ -65,12 +35,12 @@ def write_page(path: Path, evaluation: Evaluation) -> None:
     figures = path.parent / "figures"
     parts = [
         _head(evaluation),
-        _summary(evaluation, figures / SCORES),
+        summary_section(evaluation, figures / SCORES),
         _comparison(evaluation.comparison, evaluation, figures / COMPARISON),
         _problems(evaluation),
-        _worst(evaluation),
-        _all_cases(evaluation),
-        _definitions(evaluation),
+        worst_section(evaluation),
+        cases_section(evaluation),
+        definitions_section(evaluation),
         f"<footer>Made by medseg {escape(VERSION)}. All scores: metrics.json, metrics.csv, summary.csv.</footer>",
     ]
     write_text_atomically(path, "\n".join([*parts, "</body></html>\n"]), overwrite=True)
@@ -83,16 +53,11 @@ def _head(evaluation: Evaluation) -> str:
         f"{len(evaluation.cases)} cases against the references {evaluation.references}{against}. "
         f"{len(evaluation.schema.names)} structures; surfaces: {evaluation.surface}."
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head><body>\n"
-        f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>'
-    )
+    return page_head(title, lead)
 
 
-def _summary(evaluation: Evaluation, figure: Path) -> str:
+def summary_section(evaluation: Evaluation, figure: Path, title: str = "Summary", told: str = "") -> str:
+    """Means with intervals, and the figure of all scores; ``told`` is HTML above them."""
     shown = _scored_metrics(evaluation)
     header = ["structure", *(escape(words_of(metric).name) for metric in shown), "cases", "missing", "spurious"]
     rows = []
@@ -101,9 +66,9 @@ def _summary(evaluation: Evaluation, figure: Path) -> str:
         counts = (entry["dice"]["num_cases"], entry["num_missing"], entry["num_spurious"])
         rows.append([escape(name), *cells, *map(str, counts)])
     return (
-        "<h2>Summary</h2>\n<p>Means, and below each where the mean would lie, 19 times out of 20, for other patients of "
-        f"the same kind (95&nbsp;% BCa bootstrap interval over whole cases).</p>\n{_table(header, rows, mean_last=True)}\n"
-        f"{_picture(figure, 'Scores of every case, by structure', is_photo=False)}"
+        f"<h2>{title}</h2>\n{told}<p>Means, and below each where the mean would lie, 19 times out of 20, for other patients of "
+        f"the same kind (95&nbsp;% BCa bootstrap interval over whole cases).</p>\n{table(header, rows, mean_last=True)}\n"
+        f"{picture(figure, 'Scores of every case, by structure', is_photo=False)}"
     )
 
 
@@ -121,8 +86,8 @@ def _comparison(other: Comparison | None, evaluation: Evaluation, figure: Path) 
         f"<h2>{escape(evaluation.predictions)} minus {escape(other.name)}</h2>\n<p>Mean differences on the same cases, "
         "with the 95&nbsp;% BCa interval and the p value of the exact sign test (two-sided, without ties), corrected for the "
         "number of structures by Holm's method. Distances are compared where both models found the structure.</p>\n"
-        f"{_table(header, rows, mean_last=True)}\n"
-        f"{_picture(figure, 'Paired differences of every case, by structure', is_photo=False)}"
+        f"{table(header, rows, mean_last=True)}\n"
+        f"{picture(figure, 'Paired differences of every case, by structure', is_photo=False)}"
     )
 
 
@@ -132,12 +97,12 @@ def _problems(evaluation: Evaluation) -> str:
         sentences += [f"{evaluation.comparison.name}: {text}" for text in evaluation.comparison.problems.values()]
     if not sentences:
         return "<h2>Problems</h2>\n<p>None: every reference and every prediction was read.</p>"
-    items = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return f"<h2>Problems</h2>\n<ul>{items}</ul>"
+    return f"<h2>Problems</h2>\n{bullets(sentences)}"
 
 
-def _worst(evaluation: Evaluation) -> str:
-    ranked = evaluation.worst_first()[:NUM_WORST]
+def worst_section(evaluation: Evaluation, num_shown: int = NUM_WORST) -> str:
+    """The worst cases, each with its scores and its picture, where there is one."""
+    ranked = evaluation.worst_first()[:num_shown]
     shown = _scored_metrics(evaluation)
     sections = [_case(rank, case, mean, evaluation, shown) for rank, (case, mean) in enumerate(ranked, start=1)]
     return "\n".join([f"<h2>The {len(ranked)} worst cases</h2>\n<p>By mean Dice over structures.</p>", *sections])
@@ -150,13 +115,14 @@ def _case(rank: int, case: str, mean: float | None, evaluation: Evaluation, show
         flag = f'<span class="flag">{score.status}</span>' if score.status in ("missing", "spurious") else score.status
         rows.append([escape(name), *cells, flag])
     header = ["structure", *(escape(words_of(metric).name) for metric in shown), "status"]
-    picture = evaluation.pictures.get(case)
-    drawn = _picture(picture, f"Contours of {case}", is_photo=True) if picture else "<p>No scan to draw on.</p>"
+    drawing = evaluation.pictures.get(case)
+    drawn = picture(drawing, f"Contours of {case}", is_photo=True) if drawing else "<p>No scan to draw on.</p>"
     title = f"{rank}. {case}: mean Dice {number(mean, 3)}"
-    return f'<section class="case"><h3>{escape(title)}</h3>\n{_table(header, rows)}\n{drawn}</section>'
+    return f'<section class="case"><h3>{escape(title)}</h3>\n{table(header, rows)}\n{drawn}</section>'
 
 
-def _all_cases(evaluation: Evaluation) -> str:
+def cases_section(evaluation: Evaluation) -> str:
+    """A line for each case, worst first."""
     names = evaluation.schema.names if len(evaluation.schema.names) <= MAX_COLUMNS else ()
     header = ["case", "mean Dice", *(map(escape, names) if names else ["worst structure"]), "missing", "spurious"]
     rows = []
@@ -165,16 +131,13 @@ def _all_cases(evaluation: Evaluation) -> str:
         cells = [_shaded(scores.get(name)) for name in names]
         texts = [] if names else [_worst_structure(scores)]
         texts += [", ".join(_of_status(scores, status)) for status in ("missing", "spurious")]
-        cells += [f'<td class="text">{escape(text) or NOTHING}</td>' for text in texts]
-        rows.append(f"<tr><td>{escape(case)}</td><td>{number(mean, 3)}</td>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    return (
-        "<h2>All cases</h2>\n<p>Dice, worst first. An empty cell: not annotated, or absent in both.</p>\n"
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n' + "\n".join(rows) + "</tbody></table></div>"
-    )
+        rows.append([escape(case), number(mean, 3), *cells, *(text_cell(text or NOTHING) for text in texts)])
+    told = "<p>Dice, worst first. An empty cell: not annotated, or absent in both.</p>"
+    return f"<h2>All cases</h2>\n{told}\n{table(header, rows)}"
 
 
-def _definitions(evaluation: Evaluation) -> str:
+def definitions_section(evaluation: Evaluation) -> str:
+    """What the metrics mean."""
     known = [(words_of(metric).name, words_of(metric).meaning) for metric in _scored_metrics(evaluation)]
     known.append(("surfaces", _SURFACES.get(evaluation.surface, evaluation.surface)))
     known.append(
@@ -183,7 +146,7 @@ def _definitions(evaluation: Evaluation) -> str:
     known.append(("mean", "The mean over structures of each structure's mean over the cases that annotate it."))
     items = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in known)
     tolerances = [[escape(s.name), f"{s.tolerance_mm:g}"] for s in evaluation.schema.structures]
-    return f"<h2>Definitions</h2>\n<dl>{items}</dl>\n{_table(['structure', 'NSD tolerance [mm]'], tolerances)}"
+    return f"<h2>Definitions</h2>\n<dl>{items}</dl>\n{table(['structure', 'NSD tolerance [mm]'], tolerances)}"
 
 
 _SURFACES = {
@@ -224,30 +187,3 @@ def _with_interval(entry: Mapping[str, Any], digits: int) -> str:
 def _difference(entry: Mapping[str, Any], digits: int) -> str:
     ends = f"{interval(entry, digits, signed=True)}<br>p {escape(p_value(entry['p_holm']))}"
     return f"{number(entry['difference'], digits, signed=True)}<br><small>{ends}</small>"
-
-
-def _table(header: Iterable[str], rows: Sequence[Sequence[str]], *, mean_last: bool = False) -> str:
-    """Cells are HTML already."""
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    lines = []
-    for place, row in enumerate(rows, start=1):
-        mark = ' class="mean"' if mean_last and place == len(rows) else ""
-        lines.append(f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>")
-    body = "\n".join(lines)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
-
-
-def _picture(path: Path, alternative: str, *, is_photo: bool) -> str:
-    """A picture inside the page: photographs as JPEG, scaled down, line drawings as they are."""
-    content, kind = path.read_bytes(), "png"
-    if is_photo:
-        from PIL import Image
-
-        with Image.open(io.BytesIO(content)) as image:
-            shown = image.convert("RGB")
-        shown.thumbnail(MAX_PICTURE_PIXELS)
-        packed = io.BytesIO()
-        shown.save(packed, "JPEG", quality=JPEG_QUALITY)
-        content, kind = packed.getvalue(), "jpeg"
-    data = base64.b64encode(content).decode("ascii")
-    return f'<p><img alt="{escape(alternative)}" src="data:image/{kind};base64,{data}"></p>'

@@ -24,7 +24,7 @@ from medseg.core.shapes import IJK
 from medseg.core.version import VERSION
 from medseg.io.atomic import write_text_atomically
 from medseg.io.volume import is_dicom, read_label_map, read_volume
-from medseg.report.page import POLICY, STYLE
+from medseg.report.html import page_head
 from medseg.report.planes import CONVENTION, PLANES, Plane
 
 MAX_PICTURES = 100
@@ -58,12 +58,7 @@ def write_findings_page(path: Path, findings: Sequence[Finding], dataset: Datase
     num_errors = sum(finding.level == "error" for finding in findings)
     title = f"Check of {dataset.name}"
     lead = f"{len(dataset.cases)} cases; errors: {num_errors}, warnings: {len(findings) - num_errors}. {CONVENTION.capitalize()}."
-    head = (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n<title>{escape(title)}</title>\n'
-        f"<style>{STYLE}{THUMBNAIL_STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n"
-        f'<p class="lead">{escape(lead)}</p>'
-    )
+    head = page_head(title, lead, THUMBNAIL_STYLE)
     records = {record.id: record for record in dataset.cases}
     sections = [
         _section(case, list(group), records.get(case or ""), dataset, number < MAX_PICTURES)

@@ -16,6 +16,9 @@ from medseg.losses.config import (
     DiceCrossEntropyConfig,
     DiceFocalConfig,
     FocalConfig,
+    FocalTverskyConfig,
+    TverskyConfig,
+    TverskyCrossEntropyConfig,
 )
 from medseg.losses.cross_entropy import CrossEntropyLoss
 from medseg.losses.dice import DiceLoss
@@ -129,6 +132,39 @@ def test_gradient_of_dice_and_cross_entropy(batch) -> None:
     torch.testing.assert_close(ours.grad, theirs_logits.grad, atol=1e-9, rtol=1e-6)
 
 
+@pytest.mark.parametrize("over", ["batch", "sample"])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.3, 0.7), (0.5, 0.5), (1.0, 0.2)])
+def test_tversky(batch, over, alpha, beta) -> None:
+    logits, classes, one_hot, annotated = batch
+    options = {"alpha": alpha, "beta": beta, "batch": over == "batch"}
+    softmax = theirs.TverskyLoss(include_background=False, softmax=True, **options)(logits, one_hot)
+    ours = build_loss(TverskyConfig(alpha=alpha, beta=beta, over=over))(logits, classes, annotated)
+    close(ours.total, softmax)
+    sigmoid = theirs.TverskyLoss(sigmoid=True, **options)(logits[:, 1:], one_hot[:, 1:])
+    config = TverskyConfig(activation="sigmoid", alpha=alpha, beta=beta, over=over)
+    close(build_loss(config)(logits[:, 1:], classes, annotated).total, sigmoid)
+    entropy = F.binary_cross_entropy_with_logits(logits[:, 1:], one_hot[:, 1:])
+    both = TverskyCrossEntropyConfig(activation="sigmoid", alpha=alpha, beta=beta, over=over, tversky_weight=0.5)
+    close(build_loss(both)(logits[:, 1:], classes, annotated).total, 0.5 * sigmoid + entropy)
+
+
+def test_tversky_of_halves_is_dice(batch) -> None:
+    logits, classes, _, annotated = batch
+    tversky = build_loss(TverskyConfig(alpha=0.5, beta=0.5, smooth=1e-5))(logits, classes, annotated)
+    close(tversky.total, build_loss(DiceConfig(smooth=2e-5))(logits, classes, annotated).total)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 4 / 3, 3.0])
+def test_focal_tversky(batch, gamma) -> None:
+    """MONAI has none; it is a power of each structure's Tversky loss."""
+    logits, classes, one_hot, annotated = batch
+    other = theirs.TverskyLoss(
+        include_background=False, softmax=True, alpha=0.3, beta=0.7, batch=True, reduction="none"
+    )(logits, one_hot)
+    found = build_loss(FocalTverskyConfig(gamma=gamma))(logits, classes, annotated)
+    close(found.total, (other.clamp_min(1e-7) ** (1 / gamma)).mean())
+
+
 # Regions: each one's binary problem, given to MONAI and torch by itself.
 
 REGIONS = ((1, 2, 3), (2, 3), (3,))
@@ -153,6 +189,13 @@ def test_dice_of_regions(regions, over) -> None:
     logits, classes, multi_hot, annotated = regions
     other = theirs.DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5, batch=over == "batch")
     found = build_loss(DiceConfig(activation="sigmoid", over=over), NESTED)(logits, classes, annotated)
+    close(found.total, one_by_one(other, logits, multi_hot))
+
+
+def test_tversky_of_regions(regions) -> None:
+    logits, classes, multi_hot, annotated = regions
+    other = theirs.TverskyLoss(sigmoid=True, alpha=0.3, beta=0.7, batch=True)
+    found = build_loss(TverskyConfig(activation="sigmoid"), NESTED)(logits, classes, annotated)
     close(found.total, one_by_one(other, logits, multi_hot))
 
 

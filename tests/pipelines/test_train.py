@@ -153,7 +153,7 @@ def test_all_mistakes_of_a_config_come_at_once_with_paths_and_the_nearest_name(
         (["train", "{smoke}", "--budget", "soon"], 2, "90s"),
         (["train", "{smoke}", "--set", "task=ct_segmentaton"], 3, "did you mean 'ct_segmentation'"),
         (["train", "{smoke}", "--data", "{sample}", "--set", "trainer.device=abacus", "--out", "{tmp}/x"], 2, "abacus"),
-        (["train", "{smoke}", "--fold", "0"], 2, "No such option"),
+        (["train", "{smoke}", "--devices", "2"], 2, "No such option"),
         (["init", "nothing"], 3, "no task"),
         (["predict", "{tmp}", "{sample}", "--out", "{tmp}/y"], 4, "bundle"),
         (["evaluate", "{tmp}", "{tmp}"], 2, "names the structures"),

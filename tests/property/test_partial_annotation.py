@@ -21,6 +21,8 @@ VARIANTS = [
         [{"activation": "softmax"}, {"activation": "sigmoid"}] if "activation" in kind.model_fields else [{}]
     )
     for over in ([{"over": "batch"}, {"over": "sample"}] if "over" in kind.model_fields else [{}])
+    # Tversky shares its sums with Dice: softmax over the batch and sigmoid over samples are enough.
+    if "alpha" not in kind.model_fields or (activation["activation"] == "softmax") == (over["over"] == "batch")
 ]
 SOFTMAX = [config for config in VARIANTS if config.activation == "softmax"]
 SIGMOID = [config for config in VARIANTS if config.activation == "sigmoid"]
@@ -50,6 +52,9 @@ def test_every_kind_is_covered() -> None:
         "dice_bce",
         "dice_ce",
         "dice_focal",
+        "tversky",
+        "focal_tversky",
+        "tversky_ce",
     }
 
 

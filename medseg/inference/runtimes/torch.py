@@ -1,8 +1,8 @@
-"""The torch runtime: the network as it was trained."""
+"""The torch runtime: the network, or the networks of an ensemble, as they were trained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from medseg.core.errors import CheckpointError, ConfigError
 from medseg.core.shapes import BCIJK, BLIJK
 from medseg.inference.description import ModelDescription
+from medseg.inference.runtime import Runtime, averaged
 from medseg.models.build import build_model
+
+PROBE_SEED = 0
+"""Of the small input that a bundle carries with its logits."""
 
 
 class TorchRuntime:
@@ -46,21 +50,56 @@ class TorchRuntime:
 
 
 def load_runtime(
-    description: ModelDescription, weights: Mapping[str, np.ndarray], device: torch.device
-) -> TorchRuntime:
-    """The network of a bundle with its weights.
+    description: ModelDescription, members: Sequence[Mapping[str, np.ndarray]], device: torch.device
+) -> Runtime:
+    """The networks of a bundle with their weights.
+
+    Args:
+        description: What they are.
+        members: The weights of each.
+        device: Where they will run.
 
     Raises:
         CheckpointError: The weights do not fit the network: tensors are missing, foreign, or of another shape.
     """
+    return averaged([_load_network(description, weights, device) for weights in members])
+
+
+def make_probe(
+    description: ModelDescription, members: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, Float[np.ndarray, BCIJK]]:
+    """A small ``image`` of random numbers and the ``logits`` that the networks give for it, on the CPU.
+
+    Args:
+        description: What the networks are.
+        members: The weights of each, as the bundle's files will hold them: :func:`~medseg.io.bundle.stored_weights`.
+
+    Raises:
+        CheckpointError: The weights do not fit the network.
+    """
+    size = np.prod(np.array(description.plan.strides), axis=0) * 2
+    shape = (1, len(description.modalities), *size.tolist())
+    image = np.random.default_rng(PROBE_SEED).standard_normal(shape, dtype=np.float32)
+    runtime = load_runtime(description, members, torch.device("cpu"))
+    return {"image": image, "logits": runtime.to_numpy(runtime(image))}
+
+
+def _load_network(
+    description: ModelDescription, weights: Mapping[str, np.ndarray], device: torch.device
+) -> TorchRuntime:
     try:
         with torch.device("meta"):  # shapes only: a description that asks for terabytes is refused before it gets them
             network = build_model(
-                description.network, len(description.modalities), description.num_outputs, description.plan.strides
+                description.network,
+                len(description.modalities),
+                description.num_outputs,
+                description.plan.strides,
+                description.plan.kernels,
             )
-        tensors = {name: torch.from_numpy(array).float() for name, array in weights.items()}
-        network.load_state_dict(tensors, assign=True)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
+        whole = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        network.load_state_dict(whole, assign=True)
+    except (RuntimeError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise CheckpointError(f"the bundle's weights do not fit its network: {error}"[:1000]) from error
     return TorchRuntime(network, description.num_outputs, device)
 

@@ -11,5 +11,6 @@ spec = TaskSpec(
     config_type="medseg.tasks.ct_segmentation.config:CtSegmentationConfig",
     files="medseg.tasks.ct_segmentation.files:files",
     create="medseg.tasks.ct_segmentation.training:create",
+    fit_plan="medseg.tasks.ct_segmentation.planner:fit_plan",
     requires=("torch", "monai", "nibabel"),
 )

@@ -13,13 +13,15 @@ from medseg.core.progress import Listener, Progress
 from medseg.data.check.facts import UNKNOWN
 from medseg.data.check.run import check_dataset
 from medseg.data.fingerprint import fingerprint
-from medseg.data.plan import Plan, StageRule, make_plan
+from medseg.data.plan import Plan, make_plan
 from medseg.data.splits import divide
 from medseg.io.case import input_cases, read_case
 from medseg.io.dataset import read_dataset
 from medseg.losses.config import require_activation
-from medseg.models.config import NetworkConfig, UNetConfig
+from medseg.report.evaluation import Evaluation
 from medseg.tasks.ct_segmentation.config import CtSegmentationConfig
+from medseg.tasks.ct_segmentation.network import chosen_features, stage_rule
+from medseg.tasks.ct_segmentation.start import StartingPoint
 
 
 class CtSegmentationFiles:
@@ -55,19 +57,45 @@ class CtSegmentationFiles:
 
         write_findings_page(path, findings, dataset)
 
+    def evaluate_bundle(
+        self, bundle: Path, dataset: Dataset, out: Path, device: str, num_at_least: int, limit_s: float, listener: Listener
+    ) -> Evaluation | None:
+        """The last word on a run; see :func:`~medseg.tasks.ct_segmentation.final.evaluate_bundle`."""
+        from medseg.tasks.ct_segmentation import final
+
+        return final.evaluate_bundle(bundle, dataset, out, device, num_at_least, limit_s, listener)
+
+    def complete_config(self, config: CtSegmentationConfig) -> CtSegmentationConfig:
+        """The config with the network of the bundle that it starts from; raises CheckpointError where that is unusable."""
+        if config.start_from is None:
+            return config
+        return config.model_copy(update={"network": StartingPoint.open(config.start_from).description.network})
+
     def check_config(self, config: CtSegmentationConfig, dataset: Dataset) -> None:
-        """Raise ConfigError where structures overlap and the loss lets a voxel be one thing only."""
+        """Find out whether a config suits a dataset.
+
+        Raises:
+            ConfigError: Structures overlap and the loss lets a voxel be one thing only; there is no such fold; or the network
+                that training starts from takes other images.
+            TrainingError: There is nothing to train on, or a patient stands in two splits.
+        """
         require_activation(config.loss, dataset.labels)
+        divide(dataset, config.trainer.seed, config.splits.fold, config.splits.num_folds)
+        if config.start_from is not None:
+            StartingPoint.open(config.start_from).require_channels(dataset)
 
     def make_plan(self, config: CtSegmentationConfig, dataset: Dataset, listener: Listener) -> Plan:
-        """Read the training cases once and decide what follows from them.
+        """Read the training cases once and decide what follows from them; what depends on the machine is as usual.
 
-        Cases that cannot be read are told and left out.
+        Cases that cannot be read are told and left out. The plan of a bundle to start from is kept.
 
         Raises:
             TrainingError: None can be read, or there are none.
         """
-        division = divide(dataset, config.trainer.seed)
+        if config.start_from is not None:
+            start = StartingPoint.open(config.start_from)
+            return self.divide_plan(start.plan(config.trainer.batch_size, dataset.labels), config, dataset)
+        division = divide(dataset, config.trainer.seed, config.splits.fold, config.splits.num_folds)
         read: list[str] = []
         failed: dict[str, CaseError] = {}
 
@@ -86,10 +114,28 @@ class CtSegmentationFiles:
             update={
                 "training_cases": tuple(read),
                 "validation_cases": tuple(record.id for record in division.validation),
+                "fold": config.splits.fold,
+                "features": chosen_features(config.network),
                 "left_out": {case: error.message for case, error in failed.items()},
                 "reasons": tuple(reasons),
             }
         )
+
+    def divide_plan(self, plan: Plan, config: CtSegmentationConfig, dataset: Dataset) -> Plan:
+        """A plan with the cases of the config's fold; cases that could not be read stay left out."""
+        division = divide(dataset, config.trainer.seed, config.splits.fold, config.splits.num_folds)
+        training, validation = (
+            tuple(record.id for record in records if record.id not in plan.left_out)
+            for records in (division.training, division.validation)
+        )
+        others = plan.reasons[1:] if plan.training_cases else plan.reasons  # the first is that of the old division
+        changes = {
+            "training_cases": training,
+            "validation_cases": validation,
+            "fold": config.splits.fold,
+            "reasons": (division.reason, *others),
+        }
+        return plan.model_copy(update=changes)
 
 
 files = CtSegmentationFiles()
@@ -132,13 +178,6 @@ def readable(
         listener(Progress(stage, done, len(records), message=message))
     if records and not num_read:
         raise TrainingError(f"none of the {len(records)} cases could be read ({stage})", code="training.no_data")
-
-
-def stage_rule(network: NetworkConfig) -> StageRule:
-    """What a network asks of the plan's strides."""
-    if isinstance(network, UNetConfig):
-        return StageRule(len(network.features), network.stem_stride, uniform=False)
-    return StageRule(len(network.num_convolutions), network.stem_stride, uniform=True)
 
 
 def _annotation_reason(num_annotated: dict[str, int], num_cases: int) -> str:

@@ -12,34 +12,37 @@ import numpy as np
 import torch
 from torch import nn
 
-from medseg.core.case import Dataset, PreparedCase
+from medseg.core.case import Dataset
 from medseg.core.errors import CaseError
 from medseg.core.labels import LabelSchema
 from medseg.core.progress import Listener
 from medseg.core.task import StepLoss, Validation
+from medseg.data.augment.apply import Augmentation
+from medseg.data.cache import CaseCache
+from medseg.data.cache_key import Preparation
 from medseg.data.loader import PatchBatch, SamplePatchd, patch_batches
 from medseg.data.plan import Plan
-from medseg.data.prepare import prepare
-from medseg.data.source import MemorySource
+from medseg.inference.components import ComparedCase, ComponentChoice, choose_components, component_cases
 from medseg.inference.description import ModelDescription
 from medseg.inference.resolve import decide
-from medseg.inference.runtimes.torch import TorchRuntime
+from medseg.inference.runtimes.torch import TorchRuntime, make_probe
 from medseg.inference.sliding import SlidingWindow, predict_logits
 from medseg.losses.build import build_loss
+from medseg.losses.deep import deep_loss
 from medseg.metrics.overlap import channel_dice
 from medseg.models.build import build_model
+from medseg.models.transfer import output_axes, transfer_weights
 from medseg.report.patches import draw_first_batches
+from medseg.tasks.ct_segmentation.cases import Source, held_in_memory, prepared_cases
 from medseg.tasks.ct_segmentation.config import CtSegmentationConfig
-from medseg.tasks.ct_segmentation.files import readable
+from medseg.tasks.ct_segmentation.network import planned_network
+from medseg.tasks.ct_segmentation.start import StartingPoint
 
 VALIDATION_OVERLAP = 0.25
 """Overlap of windows when validating during training: half the windows of prediction's 0.5 for nearly the same Dice."""
 
 DRAWN_BATCHES = 3
 """Batches of the picture of augmented patches."""
-
-PROBE_SEED = 0
-"""Of the small input that a bundle carries with its logits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,17 +53,21 @@ class CtSegmentationTask:
         config: Of the run.
         schema: The dataset's structures.
         plan: Grid, patch, normalisation.
-        training, validation: Prepared cases.
+        training, validation: Prepared cases, in memory or read from the cache when they are needed.
         failed: Cases that could not be read, with the reason.
+        cache: Holds on to its entries that this run uses.
+        start: The trained network that goes on; None: a fresh one is trained.
     """
 
     config: CtSegmentationConfig
     schema: LabelSchema
     modalities: tuple[str, ...]
     plan: Plan
-    training: tuple[PreparedCase, ...]
-    validation: tuple[PreparedCase, ...]
+    training: tuple[Source, ...]
+    validation: tuple[Source, ...]
     failed: Mapping[str, CaseError]
+    cache: CaseCache
+    start: StartingPoint | None = None
 
     @property
     def num_validation_cases(self) -> int:
@@ -73,7 +80,7 @@ class CtSegmentationTask:
         return ModelDescription(
             task=self.config.task,
             name=self.config.name,
-            network=self.config.network,
+            network=planned_network(self.config.network, self.plan),
             modalities=self.modalities,
             labels=self.schema,
             activation=self.config.loss.activation,
@@ -82,35 +89,57 @@ class CtSegmentationTask:
 
     def train_batches(self, start_step: int) -> Iterator[PatchBatch]:
         """Batches without end from a step on."""
-        config = self.config
-        sources = [MemorySource(case) for case in self.training]
-        sampler = SamplePatchd(sources, self.plan.patch_ijk, self.plan.batch_size, config.trainer.seed, config.sampling)
-        return patch_batches(
-            sampler, config.augmentation, self.schema.mirrored_classes, config.loader, start_step=start_step
+        config, plan = self.config, self.plan
+        augmentation = Augmentation(
+            config.augmentation, self.schema.mirrored_classes, plan.spacing_ijk_mm, plan.normalisation
         )
+        sampler = SamplePatchd(
+            self.training, plan.patch_ijk, plan.batch_size, config.trainer.seed, config.sampling, augmentation
+        )
+        return patch_batches(sampler, config.loader, start_step)
 
     def build_model(self) -> nn.Module:
-        """The network, freshly initialised."""
-        description = self.description
-        return build_model(description.network, len(description.modalities), description.num_outputs, self.plan.strides)
+        """The network, freshly initialised, or as it was trained before where training starts from a bundle."""
+        description, strides = self.description, self.plan.strides
+        in_channels = len(description.modalities)
+        network = build_model(description.network, in_channels, description.num_outputs, strides, self.plan.kernels)
+        if self.start is not None:
+            axes = output_axes(description.network, in_channels, strides)
+            transfer_weights(network, self.start.weights, axes, self.start.kept_outputs(description))
+        return network
 
     def loss(self, model: nn.Module, batch: PatchBatch) -> StepLoss:
         """The loss of a batch; what nobody annotated in a case, or decided in a voxel, does not count there."""
-        result: StepLoss = build_loss(self.config.loss, self.schema)(model(batch.image), batch.classes, batch.annotated)
-        return result
+        return deep_loss(build_loss(self.config.loss, self.schema), model(batch.image), batch.classes, batch.annotated)
 
     def validate(self, model: nn.Module, device: torch.device, case_numbers: Sequence[int]) -> Validation:
         """Mean over structures of each structure's mean Dice over its annotated cases, on the network's grid."""
+        compared = self._compared(model, device, case_numbers)
+        scores = [channel_dice(case.channels, case.classes, case.annotated, self.schema) for case in compared]
+        return _validation(np.array(scores), self.schema)
+
+    def choose_components(self, model: nn.Module, device: torch.device) -> ComponentChoice:
+        """Which connected parts of each structure are worth keeping, by the validation cases.
+
+        On the network's grid: volumes of parts are in ml, so what is chosen there holds on a file's grid.
+
+        Args:
+            model: The finished network.
+            device: Where it runs.
+        """
+        numbers = component_cases(self.num_validation_cases)
+        return choose_components(self._compared(model, device, numbers), self.schema)
+
+    def _compared(self, model: nn.Module, device: torch.device, case_numbers: Sequence[int]) -> Iterator[ComparedCase]:
+        """Validation cases, predicted on the network's grid, beside their references."""
         runtime = TorchRuntime(model, self.description.num_outputs, device)
         sliding = SlidingWindow(self.plan.patch_ijk, VALIDATION_OVERLAP)
-        scores = []
         for number in case_numbers:
-            case = self.validation[number]
+            case = self.validation[number].prepared()
             assert case.classes is not None  # validation cases are labelled, see divide()
             logits = runtime.to_numpy(predict_logits(case.image, runtime, sliding))
             channels = decide(logits, self.description.decision)
-            scores.append(channel_dice(channels, case.classes, case.annotated, self.schema))
-        return _validation(np.array(scores), self.schema)
+            yield ComparedCase(channels, case.classes, case.annotated, case.geometry.voxel_volume_ml)
 
     def draw_first_batches(self, path: Path) -> None:
         """A picture of the first patches as the network sees them."""
@@ -119,18 +148,10 @@ class CtSegmentationTask:
         classes = [labels.numpy() for batch in batches for labels in batch.classes]
         draw_first_batches(path, images, classes, self.schema)
 
-    def probe(self, network: nn.Module) -> dict[str, np.ndarray]:
-        """A small input and the logits that the network gives for it, on the CPU."""
-        size = np.prod(np.array(self.plan.strides), axis=0) * 2
-        rng = np.random.default_rng(PROBE_SEED)
-        image = rng.standard_normal((1, len(self.modalities), *size), dtype=np.float32)
-        runtime = TorchRuntime(network, self.description.num_outputs, torch.device("cpu"))
-        return {"image": image, "logits": runtime.to_numpy(runtime(image))}
-
     def bundle(self, network: nn.Module) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Manifest, weights and probe of a bundle."""
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
-        return self.description.model_dump(mode="json"), weights, self.probe(network)
+        return self.description.model_dump(mode="json"), weights, make_probe(self.description, [weights])
 
 
 def create(config: CtSegmentationConfig, dataset: Dataset, plan: Plan, listener: Listener) -> CtSegmentationTask:
@@ -140,20 +161,24 @@ def create(config: CtSegmentationConfig, dataset: Dataset, plan: Plan, listener:
         TrainingError: No training case can be read.
     """
     failed: dict[str, CaseError] = {}
+    cache = CaseCache.open(config.cache)
+    preparation = Preparation(dataset, plan.spacing_ijk_mm, plan.normalisation)
+    memory_share = 0.0 if plan.cases_in_memory is False else config.cache.memory_share
 
-    def prepared(ids: Sequence[str], stage: str) -> tuple[PreparedCase, ...]:
+    def prepared(ids: Sequence[str], stage: str) -> tuple[Source, ...]:
         chosen = [record for record in dataset.cases if record.id in set(ids)]
-        cases = readable(chosen, dataset, stage, listener, failed)
-        return tuple(prepare(case, dataset.labels, plan.spacing_ijk_mm, plan.normalisation) for case in cases)
+        return prepared_cases(chosen, preparation, cache, stage, listener, failed)
 
     return CtSegmentationTask(
         config=config,
         schema=dataset.labels,
         modalities=dataset.channels,
         plan=plan,
-        training=prepared(plan.training_cases, "preparing"),
+        training=held_in_memory(prepared(plan.training_cases, "preparing"), memory_share, listener),
         validation=prepared(plan.validation_cases, "preparing validation"),
         failed=failed,
+        cache=cache,
+        start=StartingPoint.open(config.start_from, plan.started_from) if config.start_from is not None else None,
     )
 
 

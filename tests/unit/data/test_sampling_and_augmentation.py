@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from medseg.core.case import PreparedCase
 from medseg.core.geometry import Geometry
 from medseg.core.labels import IGNORED
-from medseg.data.augment import Augmentd, add_noise, apply_gamma, augment, mirrored, scale_brightness, scale_contrast
-from medseg.data.config import AugmentationConfig, LoaderConfig, SamplingConfig
+from medseg.data.augment.apply import Augmentation, Augmentd, augment
+from medseg.data.augment.intensity import add_noise, apply_gamma, scale_brightness, scale_contrast
+from medseg.data.augment.spatial import mirrored
+from medseg.data.config import AugmentationConfig, LoaderConfig, SamplingConfig, WindowNormalisation
 from medseg.data.loader import SamplePatchd, patch_batches
 from medseg.data.sampling import ForegroundVoxels, PatchRequest, case_of, generator, patch_location
 from medseg.data.source import MemorySource
@@ -100,8 +102,9 @@ def test_batches_do_not_depend_on_where_the_run_started(num_workers: int) -> Non
             2,
             7,
             SamplingConfig(),
+            everything(),
         )
-        return patch_batches(sampler, AugmentationConfig(), (0, 2, 1), LoaderConfig(num_workers=workers), start)
+        return patch_batches(sampler, LoaderConfig(num_workers=workers), start)
 
     whole, resumed = batches(0, 0), batches(3, num_workers)
     for _ in range(3):
@@ -136,7 +139,7 @@ def test_ignored_voxels_are_mirrored_along_and_stay_ignored() -> None:
 
 
 def test_intensity_changes_do_what_they_say() -> None:
-    image = torch.randn(2, 1, 12, 12, 12, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(2, 12, 12, 12, generator=torch.Generator().manual_seed(0))
     one, factor = torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.5])
     torch.testing.assert_close(scale_brightness(image, factor)[1], image[1] * 0.5)
     contrast = scale_contrast(image, factor)
@@ -147,35 +150,44 @@ def test_intensity_changes_do_what_they_say() -> None:
     assert float(gamma[1].mean()) == pytest.approx(float(image[1].mean()), abs=1e-5)
     assert float(gamma[1].std()) == pytest.approx(float(image[1].std()), rel=1e-4)
     torch.testing.assert_close(apply_gamma(image, one), image)
-    noisy = add_noise(image, torch.tensor([0.0, 0.3]), [1, 2])
-    torch.testing.assert_close(noisy[0], image[0])
-    assert float((noisy - image)[1].std()) == pytest.approx(0.3, rel=0.05)
+    noisy = add_noise(image[:, None], torch.tensor([0.0, 0.3]), [1, 2])
+    torch.testing.assert_close(noisy[0, 0], image[0])
+    assert float((noisy[:, 0] - image)[1].std()) == pytest.approx(0.3, rel=0.05)
+
+
+def everything() -> Augmentation:
+    """Every change with probability one half or one."""
+    names = [name for name in AugmentationConfig.model_fields if name.endswith("_probability")]
+    config = AugmentationConfig(mirror="all_axes", **dict.fromkeys(names, 0.5))
+    how = WindowNormalisation(low=-1000, high=1000, mean=0, std=500)
+    return Augmentation(config, (0, 2, 1), (1.0, 1.0, 2.0), (how,))
 
 
 def test_a_batch_is_augmented_like_its_patches_one_by_one() -> None:
-    config = AugmentationConfig(
-        mirror="all_axes",
-        noise_probability=0.5,
-        brightness_probability=0.5,
-        contrast_probability=0.5,
-        gamma_probability=0.5,
-    )
+    augmentation = replace(everything(), normalisation=(everything().normalisation[0],) * 2)
     image, channels = torch.randn(4, 2, 6, 6, 6), torch.randint(0, 3, (4, 6, 6, 6))
-    together = augment(image, channels, [generator(0, b) for b in range(4)], config, (0, 2, 1))
-    for b in range(4):
-        alone = augment(image[b : b + 1], channels[b : b + 1], [generator(0, b)], config, (0, 2, 1))
-        torch.testing.assert_close(together[0][b], alone[0][0])
-        torch.testing.assert_close(together[1][b], alone[1][0])
+    before = image.clone(), channels.clone()
+    for seed in range(8):
+        together = augment(image, channels, [generator(seed, b) for b in range(4)], augmentation)
+        for b in range(4):
+            alone = augment(image[b : b + 1], channels[b : b + 1], [generator(seed, b)], augmentation)
+            torch.testing.assert_close(together[0][b], alone[0][0])
+            torch.testing.assert_close(together[1][b], alone[1][0])
+        assert not together[0].requires_grad
+    assert torch.equal(image, before[0]), "the patches handed in are left alone"
+    assert torch.equal(channels, before[1])
 
 
 def test_augmentation_fits_into_a_monai_pipeline() -> None:
     from monai.transforms import Compose, ScaleIntensityd
 
-    off = {f"{name}_probability": 0.0 for name in ("noise", "brightness", "contrast", "gamma")}
-    pipeline = Compose([Augmentd(AugmentationConfig(mirror="none", **off), (0, 1)), ScaleIntensityd("image")])
-    patch = {
-        "image": torch.randn(1, 4, 4, 4),
-        "classes": torch.zeros(4, 4, 4, dtype=torch.int16),
-        "generator": generator(0),
-    }
-    assert float(pipeline(patch)["image"].max()) == 1.0
+    pipeline = Compose([Augmentd(everything()), ScaleIntensityd("image")])
+    for seed in range(5):
+        patch = {
+            "image": torch.randn(1, 6, 7, 8),
+            "classes": torch.zeros(6, 7, 8, dtype=torch.int16),
+            "generator": generator(seed),
+        }
+        changed = pipeline(patch)
+        assert changed["image"].shape == (1, 6, 7, 8)
+        assert float(changed["image"].max()) == 1.0

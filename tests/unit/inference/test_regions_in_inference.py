@@ -68,7 +68,7 @@ def manifest(labels, activation: str) -> dict:
 
 
 def described(document: dict) -> ModelDescription:
-    return describe(Bundle(Path("bundle"), json.loads(json.dumps(document)), {}, {}, ""))
+    return describe(Bundle(Path("bundle"), json.loads(json.dumps(document)), (), {}, ""))
 
 
 def nnunet(logits: torch.Tensor, regions_class_order: list[int]) -> torch.Tensor:

@@ -74,7 +74,7 @@ def bundle(folder: Path) -> Path:
     write_bundle(
         folder,
         {"task": "t"},
-        {"w": np.arange(6, dtype=np.float32).reshape(2, 3)},
+        [{"w": np.arange(6, dtype=np.float32).reshape(2, 3)}],
         {"image": np.ones(3), "logits": np.zeros(2)},
     )
     return folder
@@ -82,7 +82,7 @@ def bundle(folder: Path) -> Path:
 
 def test_bundle_round_trip_from_bundle_and_run_folder(tmp_path: Path) -> None:
     first = read_bundle(bundle(tmp_path / "run" / "bundle"))
-    np.testing.assert_array_equal(first.weights["w"], np.arange(6, dtype=np.float32).reshape(2, 3))
+    np.testing.assert_array_equal(first.weights[0]["w"], np.arange(6, dtype=np.float32).reshape(2, 3))
     np.testing.assert_array_equal(first.probe["image"], np.ones(3))
     assert first.manifest["task"] == "t"
     assert read_bundle(tmp_path / "run").hash == first.hash == read_bundle(bundle(tmp_path / "run" / "bundle")).hash

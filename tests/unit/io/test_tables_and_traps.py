@@ -92,12 +92,12 @@ def make(folder: Path, weight: float = 1.0) -> Path:
         "single": np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
         "count": np.array(3, dtype=np.int64),
     }
-    write_bundle(folder, {"task": "t"}, weights, {"image": np.ones(2, np.float32), "logits": np.zeros(2, np.float32)})
+    write_bundle(folder, {"task": "t"}, [weights], {"image": np.ones(2, np.float32), "logits": np.zeros(2, np.float32)})
     return folder
 
 
 def test_weights_keep_type_and_shape(tmp_path: Path) -> None:
-    weights = read_bundle(make(tmp_path / "b")).weights
+    (weights,) = read_bundle(make(tmp_path / "b")).weights
     assert (weights["half"].dtype, weights["single"].dtype, weights["count"].shape) == (np.float16, np.float32, ())
     np.testing.assert_array_equal(weights["single"], np.arange(6).reshape(2, 3))
 
@@ -124,7 +124,7 @@ def test_a_bundle_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path, mon
     assert read_bundle(make(tmp_path / "b", weight=2.0)).hash != old
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     with pytest.raises(WriteError) as raised:
-        write_bundle(tmp_path / "b", {}, {}, {}, overwrite=False)
+        write_bundle(tmp_path / "b", {}, [{}], {}, overwrite=False)
     assert raised.value.code == "write.exists"
 
 

@@ -64,7 +64,10 @@ def test_smooth_is_smaller_in_the_classical_recipe_alone() -> None:
         ({"kind": "dice_ce", "dice_weight": 0}, r"loss\.dice_weight"),
         ({"kind": "dice_ce", "dice_weight": float("inf")}, r"loss\.dice_weight"),
         ({"kind": "dice_ce", "smoth": 1e-5}, "did you mean 'smooth'"),
-        ({"kind": "tversky"}, r"loss\.kind"),
+        ({"kind": "tversky", "alpha": 0}, r"loss\.alpha"),
+        ({"kind": "focal_tversky", "gamma": 0.75}, r"loss\.gamma"),
+        ({"kind": "tversky_ce", "gamma": 2}, r"loss\.gamma: unknown key"),
+        ({"kind": "lovasz"}, r"loss\.kind"),
     ],
 )
 def test_mistakes_are_told_with_their_path(loss, path) -> None:

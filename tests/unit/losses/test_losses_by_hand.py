@@ -18,7 +18,9 @@ from medseg.losses.config import (
     DiceCrossEntropyConfig,
     DiceFocalConfig,
     FocalConfig,
+    FocalTverskyConfig,
     LossConfig,
+    TverskyConfig,
 )
 from medseg.losses.partial import log_probability_of_target
 
@@ -31,6 +33,8 @@ VARIANTS = [
         [{"activation": "softmax"}, {"activation": "sigmoid"}] if "activation" in kind.model_fields else [{}]
     )
     for over in ([{"over": "batch"}, {"over": "sample"}] if "over" in kind.model_fields else [{}])
+    # Tversky shares its sums with Dice: softmax over the batch and sigmoid over samples are enough.
+    if "alpha" not in kind.model_fields or (activation["activation"] == "softmax") == (over["over"] == "batch")
 ]
 ANNOTATED = st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=3)
 SHAPE = st.sampled_from([(7,), (3, 4), (2, 3, 4)])
@@ -77,22 +81,43 @@ def voxelwise(config, logits, classes, annotated) -> float:
     return float(voxels.mean()) if len(voxels) else 0.0
 
 
-def dice(config, logits, classes, annotated) -> float:
-    values = []
+def by_structure(config, logits, classes, annotated):
+    """Probabilities and targets of the decided voxels of each structure that is annotated, in all cases or in each."""
     for c in range(1, NUM_STRUCTURES + 1):
         cases = [b for b in np.flatnonzero(annotated[:, c]) if (classes[b] >= 0).any()]
         groups = [[b] for b in cases] if config.over == "sample" else [cases] if cases else []
         for group in groups:
             p = np.concatenate([probabilities(config, logits[b])[c][classes[b] >= 0] for b in group])
-            t = np.concatenate([(classes[b] == c)[classes[b] >= 0] for b in group])
-            values.append(1 - (2 * p[t].sum() + config.smooth) / (p.sum() + t.sum() + config.smooth))
+            yield p, np.concatenate([(classes[b] == c)[classes[b] >= 0] for b in group])
+
+
+def dice(config, logits, classes, annotated) -> float:
+    values = [
+        1 - (2 * p[t].sum() + config.smooth) / (p.sum() + t.sum() + config.smooth)
+        for p, t in by_structure(config, logits, classes, annotated)
+    ]
+    return float(np.mean(values)) if values else 0.0
+
+
+def tversky(config, logits, classes, annotated) -> float:
+    values = []
+    for p, t in by_structure(config, logits, classes, annotated):
+        too_much, missed = p[~t].sum(), (1 - p[t]).sum()
+        wrong = config.alpha * too_much + config.beta * missed
+        loss = 1 - (p[t].sum() + config.smooth) / (p[t].sum() + wrong + config.smooth)
+        values.append(max(loss, 1e-7) ** (1 / config.gamma) if config.kind == "focal_tversky" else loss)
     return float(np.mean(values)) if values else 0.0
 
 
 def by_hand(config, logits, classes, annotated) -> dict[str, float]:
+    batch = config, logits, classes, annotated
+    if config.kind in ("tversky", "focal_tversky"):
+        return {config.kind: tversky(*batch)}
+    if config.kind == "tversky_ce":
+        return {"ce" if config.activation == "softmax" else "bce": voxelwise(*batch), "tversky": tversky(*batch)}
     first = {"dice": [], "bce": ["bce"], "dice_bce": ["bce"], "focal": ["focal"], "dice_focal": ["focal"]}
-    terms = {term: voxelwise(config, logits, classes, annotated) for term in first.get(config.kind, ["ce"])}
-    return {**terms, "dice": dice(config, logits, classes, annotated)} if "dice" in config.kind else terms
+    terms = {term: voxelwise(*batch) for term in first.get(config.kind, ["ce"])}
+    return {**terms, "dice": dice(*batch)} if "dice" in config.kind else terms
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=name)
@@ -103,7 +128,7 @@ def test_terms_and_total_are_those_made_by_hand(config, annotated, shape, seed, 
     found = build_loss(config)(torch.tensor(logits), torch.tensor(classes), torch.tensor(annotated))
     expected = by_hand(config, logits, classes, annotated)
     assert {term: float(value) for term, value in found.terms.items()} == pytest.approx(expected, abs=1e-10)
-    total = sum(value * (getattr(config, "dice_weight", 1) if t == "dice" else 1) for t, value in expected.items())
+    total = sum(value * getattr(config, f"{term}_weight", 1) for term, value in expected.items())
     assert float(found.total) == pytest.approx(total, abs=1e-10)
 
 
@@ -222,6 +247,31 @@ def test_a_fractional_gamma_survives_probabilities_that_round_to_more_than_one()
     total.backward()
     assert torch.isfinite(total)
     assert torch.isfinite(logits.grad).all()
+
+
+def test_tversky_counts_what_is_missed_more_than_what_is_too_much() -> None:
+    """A structure of four voxels: one voxel missed against one found too much."""
+    reference, annotated = torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0]]), torch.ones(1, 2, dtype=torch.bool)
+    missed, too_much = (torch.tensor([[values]]) * 40.0 for values in ([1, 1, 1, -1, *[-1] * 4], [1] * 5 + [-1] * 3))
+
+    def both(**weights: float) -> tuple[float, float]:
+        loss = build_loss(TverskyConfig(activation="sigmoid", **weights))
+        return tuple(loss(logits, reference, annotated).total.item() for logits in (missed, too_much))
+
+    assert both() == pytest.approx((1 - 3 / 3.7, 1 - 4 / 4.3), abs=1e-4)
+    assert both(alpha=0.5, beta=0.5) == pytest.approx((1 - 6 / 7, 1 - 8 / 9), abs=1e-4), "Dice"
+
+
+def test_focal_tversky_gives_structures_that_are_found_well_more_pull() -> None:
+    """Half of its slope against plain Tversky's, for a structure that is nearly found and one that is not."""
+
+    def slope(size: float, gamma: float) -> float:
+        logits = torch.tensor([[[size, size, -size, -size]]], dtype=torch.float64, requires_grad=True)
+        loss = build_loss(FocalTverskyConfig(activation="sigmoid", gamma=gamma))
+        loss(logits, torch.tensor([[1, 1, 0, 0]]), torch.ones(1, 2, dtype=torch.bool)).total.backward()
+        return float(logits.grad.abs().sum())
+
+    assert slope(4, 2) / slope(4, 1) > 2 * slope(0.5, 2) / slope(0.5, 1)
 
 
 def test_the_classical_recipe_has_its_weights() -> None:

@@ -1,0 +1,104 @@
+"""One case from its files to its label map, and what the manifest says of it; and label maps beside their references."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from medseg.core.case import Case, CaseRecord, Dataset
+from medseg.core.errors import CaseError, WriteError
+from medseg.core.volume import LabelMap
+from medseg.inference.components import ComparedCase
+from medseg.inference.predictor import Prediction, Predictor
+from medseg.io.case import read_case
+from medseg.io.manifest import Entry, peak_memory_bytes, sha256_of
+from medseg.io.nifti import write_label_map
+from medseg.io.references import PredictionFolder, read_prediction, read_reference
+from medseg.io.volume import read_label_map
+
+
+def predict_files(
+    predictor: Predictor,
+    record: CaseRecord,
+    output: Path,
+    *,
+    allow: Collection[str] = (),
+    overwrite: bool = False,
+    draw: Callable[[Case, Prediction], None] | None = None,
+) -> Entry:
+    """Read a case, label it and write the label map.
+
+    Args:
+        predictor: A loaded bundle.
+        record: Where the case's files are; its reference, if it has one, is not read.
+        output: The label map to write.
+        allow: Codes of problems to go on with when reading.
+        overwrite: Whether another label map of that name may be replaced.
+        draw: Called with the case and its prediction.
+
+    Raises:
+        CaseError: The case cannot be read, predicted or written.
+    """
+    marks = [time.perf_counter()]
+    description = predictor.description
+    unlabelled = CaseRecord(record.id, record.patient, record.images)
+    dataset = Dataset(description.name, description.modalities, description.labels, (unlabelled,), output)
+    case = read_case(unlabelled, dataset, allow=allow)
+    marks.append(time.perf_counter())
+    prediction = predictor.predict_case(case)
+    _write(output, prediction.label_map, overwrite=overwrite)
+    if draw is not None:
+        draw(case, prediction)
+    total_s, read_s = time.perf_counter() - marks[0], marks[1] - marks[0]
+    return Entry(
+        id=record.id,
+        input=tuple(path.name for path in record.images),
+        status="done",
+        output=output.name,
+        seconds={"read": round(read_s, 3), **prediction.seconds, "total": round(total_s, 3)},
+        peak_memory_bytes=peak_memory_bytes(),
+        volume_ml=prediction.volumes_ml,
+        truncated={name: name in prediction.truncated for name in description.labels.names},
+        notes=tuple(asdict(note) for note in case.image.notes),
+        input_sha256=sha256_of(record.images),
+        output_sha256=sha256_of([output]),
+    )
+
+
+def compared_cases(dataset: Dataset, predictions: PredictionFolder) -> Iterator[ComparedCase]:
+    """Predictions beside their references, on the grids of the files, one after the other.
+
+    A case is left out where one of both is missing or cannot be read: it says nothing about connected parts.
+
+    Args:
+        dataset: The cases, with their references.
+        predictions: Label maps with all their parts.
+    """
+    for record in dataset.cases:
+        try:
+            reference = read_reference(record, dataset)
+        except CaseError:
+            continue
+        prediction, problem = read_prediction(predictions, reference)
+        if not problem:
+            yield ComparedCase(
+                channels=dataset.labels.to_channels(prediction.array),
+                classes=dataset.labels.to_classes(reference.label.array),
+                annotated=reference.annotated,
+                voxel_volume_ml=reference.label.geometry.voxel_volume_ml,
+            )
+
+
+def _write(output: Path, label_map: LabelMap, *, overwrite: bool) -> None:
+    """What a killed run left there is accepted where it is the same."""
+    if output.exists() and not overwrite:
+        if np.array_equal(read_label_map(output).array, label_map.array):
+            return
+        raise WriteError(
+            f"{output.name} is there already and differs: give --overwrite, or another --out", code="write.exists"
+        )
+    write_label_map(output, label_map, overwrite=overwrite)
