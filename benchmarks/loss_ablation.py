@@ -39,6 +39,7 @@ def main() -> None:
     runs = {
         (dataset, loss, seed): Run(
             name=f"{dataset}-{loss}-seed{seed}-{options.steps}steps",
+            pair=f"{dataset}-seed{seed}",
             config=CONFIG_OF[dataset],
             data=view(dataset, options.data / dataset, options.work, seed),
             overrides=(f"loss={{kind: {loss}}}", f"trainer.seed={seed}", *options.overrides),

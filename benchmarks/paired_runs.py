@@ -37,12 +37,14 @@ class Run:
 
     Attributes:
         name: Of its folder: holds all that tells it from the others.
+        pair: Shared by the runs that are compared with each other; they must have had the same plan.
         config: Name of a config.
         data: Dataset with splits.
         overrides: What its config is changed by.
     """
 
     name: str
+    pair: str
     config: str
     data: Path
     overrides: tuple[str, ...]
@@ -121,13 +123,13 @@ def finish(run: Run, work: Path, steps: int, jobs: int) -> str:
 
 
 def require_one_plan(runs: Sequence[Run], work: Path) -> None:
-    """Make sure that runs on one dataset had the same grid, patch, batch and number of steps."""
-    shared: dict[Path, dict[str, object]] = {}
+    """Make sure that runs of a pair had the same grid, patch, batch and number of steps."""
+    shared: dict[str, dict[str, object]] = {}
     for run in runs:
         plan = json.loads((work / run.name / "plan.json").read_text())
         same = {key: plan[key] for key in ("spacing_ijk_mm", "patch_ijk", "strides", "batch_size", "num_steps")}
-        if shared.setdefault(run.data, same) != same:
-            raise SystemExit(f"{run.name} was planned otherwise than its pair: {same}, {shared[run.data]}")
+        if shared.setdefault(run.pair, same) != same:
+            raise SystemExit(f"{run.name} was planned otherwise than its pair: {same}, {shared[run.pair]}")
 
 
 def dice_of(metrics: Path) -> Dice:

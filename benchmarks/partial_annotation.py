@@ -37,6 +37,7 @@ def main() -> None:
     runs = {
         (way, seed): Run(
             name=f"{way}-hidden{options.hidden:g}-seed{seed}-{options.steps}steps",
+            pair=f"seed{seed}",
             config="head_neck_unet",
             data=write_hidden(dataset, kept[seed], way, options.work / "data" / f"seed{seed}-{options.hidden:g}"),
             overrides=(f"trainer.seed={seed}", *options.overrides),

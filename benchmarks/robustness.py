@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from paired_runs import Dice, difference_rows, markdown, mean_rows, shown
@@ -27,7 +28,7 @@ from medseg.core.volume import Volume
 from medseg.inference.predictor import Predictor
 from medseg.io.case import read_case
 from medseg.io.dataset import read_dataset
-from medseg.metrics.case import measure_structures
+from medseg.metrics.overlap import dice
 
 AIR_HU, BODY_HU = -1000.0, -500.0
 
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON of all scores")
     options = parser.parse_args()
     dataset = read_dataset(options.data)
-    scores: dict[str, dict[str, tuple[dict, dict]]] = {name: {} for name in CHANGES}
+    scores: dict[str, dict[str, Any]] = {name: {} for name in CHANGES}
     for bundle in options.bundle:
         predictor = Predictor.load(bundle)
         for record in unseen(predictor, dataset, options.split)[: options.cases]:
@@ -104,25 +105,25 @@ def row(plain: Dice, changed: Dice, names: Sequence[str]) -> list[str]:
     return [*means, shown(difference_rows([changed], [plain], names)["mean"], signed=True)]
 
 
-def try_changes(
-    predictor: Predictor, case: Case, schema: LabelSchema
-) -> dict[str, tuple[dict[str, float | None], dict[str, float | None]]]:
-    """By change, Dice of the scan as it is and as it is changed, both on the voxels that both hold."""
+def try_changes(predictor: Predictor, case: Case, schema: LabelSchema) -> dict[str, Any]:
+    """By change, Dice by structure of the scan as it is and of the changed one, both on the voxels that both hold."""
     grid = case.image.geometry
     assert case.label is not None
     reference, image = (grid.axes.to_canonical(array) for array in (case.label.array, case.image.array[0]))
     scan = Scan(np.ascontiguousarray(image, dtype=np.float32), grid.canonical)
     plain = contours(predictor, scan)
 
-    def dice(labels: np.ndarray) -> dict[str, float | None]:
-        found = measure_structures(labels, np.where(held, reference, 0), scan.geometry, schema, case.annotated)
-        return {name: score.dice for name, score in found.items()}
+    annotated = [one for one, known in zip(schema.structures, case.annotated[1:], strict=True) if known]
 
-    results = {}
+    def scores(labels: np.ndarray) -> dict[str, float]:
+        masks = ((one.name, labels[held] == one.value, reference[held] == one.value) for one in annotated)
+        return {name: dice(found, contoured) for name, found, contoured in masks if contoured.any()}
+
+    results: dict[str, Any] = {}
     for name, change in CHANGES.items():
         changed = change(scan, np.random.default_rng(0))
         predicted, held = back_on(scan, changed, contours(predictor, changed))
-        results[name] = (dice(np.where(held, plain, 0)), dice(predicted))
+        results[name] = (scores(plain), scores(predicted))
     return results
 
 

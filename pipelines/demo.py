@@ -39,8 +39,8 @@ def run(out: Path, budget_s: float = TRAINING_S, listener: Listener = silent) ->
         train.run(configs_folder() / "ct_segmentation" / "head_neck_unet.yaml", options, listener)
     predicted = predict.run(run_folder, [sample], predict.PredictOptions(out=predictions, split="validation"), listener)
     other = predict_bundled(out / BUNDLED, sample, listener)
-    options = evaluate.EvaluateOptions(split="validation", out=results, compare=other)
-    evaluated = evaluate.run(predictions, sample, options, listener)
+    compared = evaluate.EvaluateOptions(split="validation", out=results, compare=other)
+    evaluated = evaluate.run(predictions, sample, compared, listener)
     text = f"{evaluated.text}\n" + (f"{SEEN}\n" if other else "")
     text += f"pictures in {results / 'figures'} and {run_folder / 'figures'}"
     result = {"run": str(run_folder), "predictions": str(predictions), "evaluation": str(results)}

@@ -63,9 +63,7 @@ def run(data: Path, options: HeadNeckOptions, listener: Listener = silent) -> Ou
         dataset = prepare_dataset(data, out)
         whole, folds = out / "all", out / "folds"
         train_on(dataset.source, whole, "none", options.budget_s, options, listener)
-        publish(
-            out / NAME, whole, None, dataset, listener
-        )  # too large is told before the folds, and it can be used already
+        publish(out / NAME, whole, None, dataset, listener)  # can be used already; too large is told before the folds
         train_on(dataset.source, folds, "each", options.fold_budget_s, options, listener)
         return publish(options.bundles / NAME, whole, folds, dataset, listener)
 

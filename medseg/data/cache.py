@@ -92,7 +92,7 @@ class CaseCache:
     @classmethod
     def open(cls, config: CacheConfig) -> CaseCache:
         """The cache of a config."""
-        return cls(config.folder or cache_folder(), round(config.max_gb * BYTES_PER_GB))
+        return cls(config.folder.expanduser() if config.folder else cache_folder(), round(config.max_gb * BYTES_PER_GB))
 
     def prepared(self, record: CaseRecord, preparation: Preparation) -> KeptCase:
         """A case as it was kept, or else read and prepared now. Threads may call it side by side.
@@ -148,17 +148,17 @@ class CaseCache:
             with temporary.open("wb") as file:
                 file.writelines(parts)
 
-        def opened(path: Path) -> StoredCase:
-            stored = open_container(path, case.id, case.annotated)
-            if stored is None:
-                raise WriteError("a case does not read back as it was written: check the disk", code="write.check")
-            return stored
+        def check(temporary: Path) -> None:
+            _opened(temporary, case)
 
         path = self._path(key)
         with self._locked():
+            # What another process has made meanwhile stays: somebody may be reading it by its own offsets already.
+            if (other := open_container(path, case.id, case.annotated)) is not None:
+                return other
             self._make_room(sum(map(len, parts)))
-            write_atomically(path, write, check=opened, overwrite=True)
-            return opened(path)
+            write_atomically(path, write, check=check, overwrite=True)
+            return _opened(path, case)
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None  # callers see to it
@@ -223,6 +223,13 @@ class CaseCache:
         if not isinstance(reason, OSError):
             return str(error)
         return f"cannot write into {self.folder} ({reason.strerror or reason}): give another cache.folder"
+
+
+def _opened(path: Path, case: CompactCase) -> StoredCase:
+    stored = open_container(path, case.id, case.annotated)
+    if stored is None:
+        raise WriteError("a case does not read back as it was written: check the disk", code="write.check")
+    return stored
 
 
 def _used(runs: Path) -> set[str]:

@@ -241,8 +241,8 @@ def data_facts(fingerprint: Fingerprint) -> DataFacts:
 
 def median_shape_on(facts: DataFacts, spacing: Spacing3) -> np.ndarray:
     """Voxels of a median case on a grid."""
-    voxels: np.ndarray = np.ceil(np.array(facts.median_extent_mm) / np.array(spacing) - 1e-6)
-    return np.maximum(1, voxels).astype(int)
+    voxels: np.ndarray = np.maximum(1, np.ceil(np.array(facts.median_extent_mm) / np.array(spacing) - 1e-6)).astype(int)
+    return voxels
 
 
 def voxels_thick(thickness_mm: float, spacing: Spacing3) -> float:

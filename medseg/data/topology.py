@@ -152,8 +152,12 @@ def layouts(median_shape: np.ndarray, spacing: Spacing3, rule: StageRule) -> Ite
         smaller = size.copy()
         smaller[axis] -= np.prod([stride[axis] for stride in current.strides])
         # Fewer stages may fit the smaller patch, whose sizes then lie closer together: none of them is skipped.
-        size[axis] -= np.prod([stride[axis] for stride in layout(smaller, spacing, rule).strides])
-        current = layout(size, spacing, rule)
+        next_smaller = layout(smaller, spacing, rule)
+        size[axis] -= np.prod([stride[axis] for stride in next_smaller.strides])
+        between = layout(size, spacing, rule)
+        previous, current = current, between if between.num_voxels < current.num_voxels else next_smaller
+        if current.num_voxels >= previous.num_voxels:
+            return
 
 
 def _triple(values: np.ndarray) -> Shape3:

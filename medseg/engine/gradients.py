@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from medseg.core.task import Batch, TrainableTask
 from medseg.engine.seeding import seed_step
 from medseg.engine.state import TrainingState
-from medseg.engine.trouble import Trouble, copied_buffers, is_out_of_memory, restore_buffers, use_smaller_parts
+from medseg.engine.trouble import Trouble, is_out_of_memory, restore_buffers, use_smaller_parts
 
 Figures = dict[str, float]
 
 
 def gradients_within_memory(
-    task: TrainableTask, state: TrainingState, batch: Batch, seed: int, device: torch.device
+    task: TrainableTask,
+    state: TrainingState,
+    batch: Batch,
+    buffers: Sequence[Tensor],
+    seed: int,
+    device: torch.device,
 ) -> tuple[Figures, list[Trouble]]:
     """The gradients of a step, in smaller parts where memory runs out.
 
     An attempt that failed leaves nothing behind: no gradient, no running statistic, no random number drawn.
+
+    Args:
+        task, state, batch, device: Of the step.
+        buffers: Of the network before the step.
+        seed: Of the run.
 
     Returns:
         ``loss``, its terms and ``grad_norm``; and every time that memory ran out.
@@ -26,7 +38,7 @@ def gradients_within_memory(
     Raises:
         ResourceError: Not even one entry fits.
     """
-    buffers, troubles = copied_buffers(state.network), list[Trouble]()
+    troubles: list[Trouble] = []
     while True:
         seed_step(seed, state.step)
         state.optimizer.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from medseg.core.task import TrainableTask
+from medseg.engine.allocator import keep_freed_memory
 from medseg.engine.average import averaged_copy
 from medseg.engine.checkpoint import load_checkpoint, save_checkpoint
 from medseg.engine.config import TrainerConfig
@@ -75,6 +76,8 @@ class TrainingState:
 
 def start(task: TrainableTask, config: TrainerConfig, device: torch.device) -> TrainingState:
     """A fresh network and all that trains it."""
+    if device.type == "cpu":
+        keep_freed_memory()
     seed_step(config.seed, -1)
     network = task.build_model().to(device)
     return TrainingState(

@@ -15,6 +15,7 @@ from medseg.engine.prefetch import made_ahead
 from medseg.engine.schedule import RunLength
 from medseg.engine.state import start
 from medseg.engine.trainer import train_step
+from medseg.inference.components import component_cases
 
 WARMUP_STEPS = 2
 """The first steps allocate memory and choose kernels; they say nothing about the later ones."""
@@ -36,9 +37,6 @@ VALIDATION_SHARE = 0.1
 
 FINISH_S = 8.0
 """The bundle, the figures and the page of a run [s]; two 2024 server cores, matplotlib's import included."""
-
-CHOOSING_CASES, CHOOSING_AT_LEAST = 24, 5
-"""Validation cases that choose which components are kept, see :mod:`medseg.inference.components`."""
 
 FINAL_COST = 4.0
 """Of a case in the final validation beside one during the training: twice the overlap along three axes, less what lies outside
@@ -142,7 +140,7 @@ def afterwards_s(budget_s: float, case_s: float, num_cases: int, num_at_least: i
         num_cases: That validate.
         num_at_least: Of them, tried in the final validation however long they take.
     """
-    choosing = min(CHOOSING_CASES, num_cases) if num_cases >= CHOOSING_AT_LEAST else 0
+    choosing = len(component_cases(num_cases))
     needed_s = FINAL_COST * case_s * min(num_at_least, num_cases)
     allowed_s = min(FINAL_COST * case_s * num_cases, FINAL_SHARE * budget_s)
     return FINISH_S + choosing * case_s + max(needed_s, allowed_s)

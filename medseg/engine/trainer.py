@@ -52,8 +52,8 @@ class StepReport:
     """What came of a step.
 
     Attributes:
-        values: What is logged of it: loss and its terms, lr, grad_norm (None where fp16 overflowed), seconds. None where
-            the step was skipped.
+        values: What is logged of it: loss and its terms, grad_norm, lr, seconds; None in place of what is not finite, as
+            the norm where fp16 overflowed. None altogether where the step was skipped.
         troubles: What went wrong on the way and was got over.
     """
 
@@ -142,7 +142,7 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     buffers = copied_buffers(state.network)
-    figures, troubles = gradients_within_memory(task, state, batch, config.seed, device)
+    figures, troubles = gradients_within_memory(task, state, batch, buffers, config.seed, device)
     total, norm = figures["loss"], figures["grad_norm"]
     is_usable = math.isfinite(total) and (math.isfinite(norm) or state.precision.expects_overflow)
     if is_usable:
@@ -155,8 +155,9 @@ def train_step(
         restore_buffers(state.network, buffers)
         troubles.append(nonfinite(task, state, batch, figures, config.seed, device))
     state.step += 1
-    logged = {"lr": rate, "grad_norm": norm if math.isfinite(norm) else None, "seconds": time.perf_counter() - began}
-    return StepReport({**figures, **logged} if is_usable else None, troubles)
+    values = {name: number if math.isfinite(number) else None for name, number in figures.items()}
+    values |= {"lr": rate, "seconds": time.perf_counter() - began}
+    return StepReport(values if is_usable else None, troubles)
 
 
 def validate(

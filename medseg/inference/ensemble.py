@@ -33,7 +33,7 @@ class Ensemble:
 
     @property
     def description(self) -> ModelDescription:
-        """What they share. A structure keeps only the components that every bundle would keep by the same rule."""
+        """What they share; of the rules for connected parts, those that every bundle has."""
         first, *others = self.descriptions
         agreed = {
             name: rule
@@ -70,10 +70,17 @@ def open_ensemble(reference: str | Path) -> Ensemble:
         ConfigError: They do not fit together.
     """
     text = str(reference)
-    names = [text] if Path(text).exists() else [name.strip() for name in text.split(",") if name.strip()]
+    names = [text] if _exists(text) else [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise ConfigError("no bundle is named: give a bundle folder, a run folder, or a name that medseg tasks lists")
     return ensemble_of([read_bundle(name) for name in names])
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except OSError:  # many paths joined by commas are longer than one may be
+        return False
 
 
 def ensemble_of(bundles: Sequence[Bundle]) -> Ensemble:

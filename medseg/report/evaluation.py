@@ -18,6 +18,9 @@ from medseg.report.tables import comparison_text, summary_text, write_csv
 SCORES, COMPARISON = "scores.png", "comparison.png"
 """Figures of all cases, beside those of single ones."""
 
+CURVES, FIRST_BATCHES = "curves.png", "first_batches.png"
+"""Figures of a run, beside those of its validation cases."""
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -101,8 +104,8 @@ class Evaluation:
 
 
 def picture_path(out: Path, case: str) -> Path:
-    """Where the drawing of a case goes; a case may be called like one of the figures of all cases."""
-    is_taken = f"{case.lower()}.png" in (SCORES, COMPARISON)
+    """Where the drawing of a case goes; a case may be called like one of the other figures."""
+    is_taken = f"{case.lower()}.png" in (SCORES, COMPARISON, CURVES, FIRST_BATCHES)
     return out / "figures" / (f"{case}.case.png" if is_taken else f"{case}.png")
 
 

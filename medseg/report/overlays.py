@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from contourpy import LineType, contour_generator
@@ -239,7 +239,8 @@ def _outline(geometry: Geometry, contours: _Contours, plane: Plane, index: int, 
     mask = np.pad(inside, 1).astype(np.float64)  # closes the line at the edge of the box and of the volume
     x, y = ((np.arange(box[a].start - 1, box[a].stop + 1) + 0.5) * geometry.spacing_ijk_mm[a] for a in plane.along)
     # contourpy does the work in panel.contour() too, which takes 5 ms a call: seconds where there are many structures.
-    [points], [codes] = contour_generator(x, y, mask, line_type=LineType.ChunkCombinedCode).lines(0.5)
+    found = contour_generator(x, y, mask, line_type=LineType.ChunkCombinedCode).lines(0.5)
+    [points], [codes] = cast(tuple[list[Any], list[Any]], found)  # of the one chunk
     return None if points is None else Outline(points, codes)
 
 

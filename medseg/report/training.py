@@ -12,29 +12,19 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from medseg.core.units import duration_text
 from medseg.core.version import VERSION
 from medseg.data.plan import Plan
 from medseg.io.atomic import write_text_atomically
 from medseg.report.curves import Entries
-from medseg.report.evaluation import SCORES, Evaluation
-from medseg.report.html import bullets, page_head, picture, table, text_cell
+from medseg.report.evaluation import CURVES, FIRST_BATCHES, SCORES, Evaluation
+from medseg.report.html import bullets, page_head, picture, table
 from medseg.report.page import cases_section, definitions_section, summary_section, worst_section
+from medseg.report.plans import plan_section
 from medseg.report.tables import interval, number
-
-CURVES, FIRST_BATCHES = "curves.png", "first_batches.png"
-"""Figures of a run, beside those of its cases."""
 
 NUM_WORST = 3
 """Cases shown with their picture: drawing one takes about as long as predicting it."""
-
-NOT_NUMBERS = ("reasons", "left_out", "training_cases", "validation_cases")
-"""Fields of a plan that the page shows elsewhere, or only counts."""
-
-LONGEST_VALUE = 160
-"""Of a number or list in the table of the plan [characters]."""
 
 ABOUT_RUN = (
     "<p>The bundle on validation cases, on the grid of their files: what <code>medseg predict</code> and <code>medseg "
@@ -62,7 +52,7 @@ class Training:
         plan: As it was frozen.
         log: Entries of ``log.jsonl``: of kind ``step`` and ``validation``, and what went wrong on the way.
         seconds: Wall clock by stage [s], in the order they are shown.
-        figures: Folder of :data:`CURVES`, :data:`FIRST_BATCHES` and the scores; what is not there is not shown.
+        figures: Folder of curves, first batches and scores; what is not there is not shown.
         evaluation: Of the bundle on the validation cases; None where there are none.
         failed: By case, why it was left out.
         notes: What else people should know, in sentences.
@@ -95,7 +85,7 @@ def write_training_page(path: Path, training: Training) -> None:
         _folds(training.folds),
         _scores(training),
         _curves(training.figures),
-        _plan(training.plan),
+        plan_section(training.plan),
         _time(training.seconds),
         _happened(training),
         _first_batches(training.figures),
@@ -154,35 +144,6 @@ def _curves(figures: Path) -> str:
         "own grid and the first validation cases only. A loss that still falls at the end would gain from a longer run; "
         f"Dice that falls while the loss does is overfitting.</p>\n{picture(figures / CURVES, 'Curves', is_photo=False)}"
     )
-
-
-def _plan(plan: Plan) -> str:
-    rows = []
-    for name, about in type(plan).model_fields.items():
-        shown = _value(getattr(plan, name)) if name not in NOT_NUMBERS else ""
-        if shown:
-            rows.append([escape(name), text_cell(shown), text_cell(about.description or "")])
-    numbers = table(["number", '<th class="text">value</th>', '<th class="text">what it is</th>'], rows)
-    return (
-        "<h2>Plan, and why</h2>\n<p>Decided once, before the first step, and frozen in plan.json.</p>\n"
-        f"{bullets(plan.reasons)}\n{numbers}"
-    )
-
-
-def _value(value: Any) -> str:
-    """A value of a plan for people; nothing where there is none, or where it is too long to be read."""
-    if isinstance(value, BaseModel):
-        shown = ", ".join(f"{key} {_value(part)}" for key, part in value if _value(part))
-    elif isinstance(value, Mapping):
-        shown = ", ".join(f"{key} {_value(part)}" for key, part in value.items() if _value(part))
-    elif isinstance(value, list | tuple):
-        is_nested = any(isinstance(part, list | tuple | BaseModel | Mapping) for part in value)
-        shown = ("; " if is_nested else " × ").join(_value(part) for part in value)
-    elif isinstance(value, float):
-        shown = f"{value:.4g}"
-    else:
-        shown = "" if value is None else str(value)
-    return shown if len(shown) <= LONGEST_VALUE else ""
 
 
 def _time(seconds: Mapping[str, float]) -> str:

@@ -10,7 +10,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medseg.core.plugins import find_task
 from medseg.inference.description import describe
 from medseg.inference.runtimes.torch import make_probe
 from medseg.io import resources
@@ -100,7 +99,6 @@ def test_an_unknown_model_is_told_with_the_nearest(tmp_path: Path, scan: Path, b
 
 
 def test_models_are_listed_without_any_task(monkeypatch: pytest.MonkeyPatch, bundled: Path, medseg) -> None:
-    assert find_task("ct_segmentation")
     monkeypatch.setenv("MEDSEG_DISABLE_PLUGINS", "ct_segmentation")
     assert [model["name"] for model in medseg("tasks", "--json").json["models"]] == ["tiny"]
     assert medseg("tasks").stdout.startswith("no task is installed\nbundled model tiny")

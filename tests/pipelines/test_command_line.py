@@ -19,7 +19,9 @@ COMMANDS = {
         "--compare", "--json", "--labels", "--out", "--quiet", "--split", "--surface", "--task", "--verbose",
     ],
     "init": ["--out", "--verbose"],
-    "plan": ["--budget", "--device", "--json", "--out", "--quiet", "--set", "--verbose"],
+    "plan": [
+        "--budget", "--device", "--explain", "--explain-memory", "--json", "--memory", "--out", "--quiet", "--set", "--verbose",
+    ],
     "predict": [
         "--allow", "--device", "--json", "--out", "--overlap", "--overwrite", "--preview", "--quiet", "--split", "--threads",
         "--tile-batch", "--verbose",
@@ -212,6 +214,26 @@ def test_plan_with_a_budget_freezes_the_steps(sample: Path, medseg) -> None:
     assert answer.exit_code == 0, answer.stderr
     assert answer.json["num_steps"] > 10
     assert medseg("plan", sample, "--budget", "60s", "--device", "abacus", *small).exit_code == 2
+
+
+def test_a_plan_for_a_gpu_that_is_not_here_needs_no_measurement(tmp_path: Path, sample: Path, medseg) -> None:
+    path = tmp_path / "plan.json"
+    answer = medseg("plan", sample, "--device", "gpu-8g", "--budget", "24h", "--explain", "--explain-memory", "--out", path)
+    assert answer.exit_code == 0, answer.stderr
+    plan = json.loads(path.read_text())
+    assert plan["precision"] == "fp16"
+    assert plan["num_steps"] > 1000
+    assert plan["candidates"][0]["patch_ijk"] == plan["patch_ijk"]
+    assert sum(plan["memory_bytes"].values()) < 8 * 2**30
+    assert plan["fingerprint"]["left_right"] == [["parotid_right", "parotid_left"]]
+    assert "planned for 24 h and 8.0 GB of memory on gpu-8g" in answer.stdout
+    assert "weights, gradients, optimiser, average" in answer.stdout
+    smaller = medseg("plan", sample, "--device", "gpu-8g", "--memory", "2G", "--json").json
+    assert sum(smaller["memory_bytes"].values()) <= 2 * 2**30
+    too_small = medseg("plan", sample, "--device", "gpu-8g", "--memory", "512M", "--json")
+    assert (too_small.exit_code, too_small.json["error"]["code"]) == (7, "resource.memory")
+    assert medseg("plan", sample, "--device", "gpu-9g").exit_code == 2
+    assert medseg("plan", sample, "--memory", "much").exit_code == 2
 
 
 def test_quiet_hides_progress_and_verbose_shows_the_traceback(

@@ -5,14 +5,26 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import get_args
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+import yaml
 
+from medseg.core.progress import silent
+from medseg.inference.description import describe
+from medseg.inference.predictor import Predictor
+from medseg.inference.runtimes.torch import load_runtime
+from medseg.io.bundle import read_bundle, write_bundle
+from medseg.io.dataset import read_dataset
 from medseg.models.config import NetworkConfig
+from medseg.tasks.ct_segmentation.config import CtSegmentationConfig
+from medseg.tasks.ct_segmentation.files import files
+from medseg.tasks.ct_segmentation.training import create
 
 TINY = {
     "unet": "{kind: unet, features: [4, 8, 8], stem_stride: 1, deep_supervision: true}",
@@ -63,25 +75,43 @@ def cubes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", TINY)
-def test_every_network_trains_and_its_bundle_gives_its_probe_again_and_predicts(
-    kind: str, cubes: Path, smoke: Path, tmp_path: Path, medseg
+def test_every_network_takes_steps_and_its_bundle_gives_its_probe_again_and_predicts(
+    kind: str, cubes: Path, tmp_path: Path
 ) -> None:
-    import torch
+    config = CtSegmentationConfig.model_validate(
+        {
+            "network": yaml.safe_load(TINY[kind]),
+            "plan": {"patch_ijk": [64, 32, 32] if kind == "swin_unetr" else [16, 8, 8]},
+            "trainer": {"batch_size": 1 if kind == "swin_unetr" else 2},
+            "cache": {"max_gb": 0},
+        }
+    )
+    dataset = read_dataset(cubes)
+    task = create(config, dataset, files.make_plan(config, dataset, silent), silent)
+    network = task.build_model().train()
+    optimizer = torch.optim.AdamW(network.parameters())
+    for batch in islice(task.train_batches(0), 1 if kind == "swin_unetr" else 3):  # it takes seconds a step
+        optimizer.zero_grad()
+        task.loss(network, batch).total.backward()
+        optimizer.step()
+    manifest, weights, probe = task.bundle(network)
+    write_bundle(tmp_path / "bundle", manifest, [weights], probe)
+    bundle = read_bundle(tmp_path / "bundle")
+    logits = load_runtime(describe(bundle), bundle.weights, torch.device("cpu"))(bundle.probe["image"])
+    with torch.no_grad():
+        torch.testing.assert_close(logits, network.eval()(torch.from_numpy(probe["image"])), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(logits.numpy(), bundle.probe["logits"], atol=1e-5)
+    label_map = Predictor.load(tmp_path / "bundle").predict(cubes / "images" / "c2.nii.gz")
+    assert label_map.geometry.shape_ijk == (64, 32, 32)
 
-    from medseg.inference.description import describe
-    from medseg.inference.runtimes.torch import load_runtime
-    from medseg.io.bundle import read_bundle
 
-    patch = "[64, 32, 32]" if kind == "swin_unetr" else "[16, 8, 8]"
+def test_a_network_of_monai_goes_the_whole_way(cubes: Path, smoke: Path, tmp_path: Path, medseg) -> None:
     answer = medseg(
-        "train", smoke, "--data", cubes, "--out", tmp_path / "run", "--set", f"network={TINY[kind]}",
-        "--set", f"plan.patch_ijk={patch}", "--set", "plan.spacing_mm=null", "--set", "trainer.length.num_steps=3",
+        "train", smoke, "--data", cubes, "--out", tmp_path / "run", "--set", f"network={TINY['dynunet']}",
+        "--set", "plan.patch_ijk=[16, 8, 8]", "--set", "plan.spacing_mm=null", "--set", "trainer.length.num_steps=3",
         "--set", "trainer.validation.num_validations=1",
     )  # fmt: skip
     assert answer.exit_code == 0, answer.stderr
-    bundle = read_bundle(tmp_path / "run")
-    logits = load_runtime(describe(bundle), bundle.weights, torch.device("cpu"))(bundle.probe["image"])
-    np.testing.assert_allclose(logits.numpy(), bundle.probe["logits"], atol=1e-5)
     predicted = medseg("predict", tmp_path / "run", cubes / "images" / "c2.nii.gz", "--out", tmp_path / "out", "--json")
     assert predicted.exit_code == 0, predicted.stderr
     assert predicted.json["done"] == 1

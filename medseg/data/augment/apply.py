@@ -93,6 +93,8 @@ def alter(
         mirrored(image_BCIJK[b : b + 1], classes_BIJK[b : b + 1], axes, augmentation.mirrored_classes)
         for b, axes in enumerate(axes_B)
     ]
+    if len(pairs) == 1:
+        return pairs[0]
     return torch.cat([image for image, _ in pairs]), torch.cat([classes for _, classes in pairs])
 
 

@@ -152,14 +152,18 @@ def change_outside(
     return torch.stack(channels)
 
 
-def air_around(is_air_IJK: Bool[Tensor, IJK]) -> tuple[Bool[Tensor, "i j k"], Bool[Tensor, "i j k"]]:
-    """Air behind the body, and air around it: what is reached from the patch's faces along A alone, and along R and A.
+def air_behind(is_air_IJK: Bool[Tensor, IJK]) -> Bool[Tensor, "i j k"]:
+    """Air behind the body: what is reached from the patch's hindmost face along A."""
+    return _run(is_air_IJK, 1)
 
-    Air that a body surrounds within its axial plane (airways, bowel, lungs) is in neither, unless the patch's edge opens it.
+
+def air_around(is_air_IJK: Bool[Tensor, IJK]) -> Bool[Tensor, "i j k"]:
+    """Air around the body: what is reached from the patch's faces along R or A.
+
+    Air that a body surrounds within its axial plane (airways, bowel, lungs) is not, unless the patch's edge opens it.
     """
-    behind = _run(is_air_IJK, 1)
-    around = behind | _run(is_air_IJK.flip(1), 1).flip(1)
-    return behind, around | _run(is_air_IJK, 0) | _run(is_air_IJK.flip(0), 0).flip(0)
+    around = _run(is_air_IJK, 0) | _run(is_air_IJK, 1)
+    return around | _run(is_air_IJK.flip(0), 0).flip(0) | _run(is_air_IJK.flip(1), 1).flip(1)
 
 
 def _run(is_air_IJK: Bool[Tensor, IJK], axis: int) -> Bool[Tensor, IJK]:
@@ -178,7 +182,8 @@ def _changed(
     threshold_hu = max(BODY_HU, how.low + ABOVE_WINDOW_SHARE * (how.high - how.low))
     if threshold_hu > FAT_HU:
         return image_IJK
-    behind, around = air_around(image_IJK <= (threshold_hu - how.mean) / how.std)
+    is_air, field = image_IJK <= (threshold_hu - how.mean) / how.std, changes.field_of_view
+    around = air_around(is_air) if changes.air_noise_std_hu > 0 or field else is_air
     if changes.air_noise_std_hu > 0:
         rng = torch.Generator(device=image_IJK.device).manual_seed(changes.noise_seed)
         noise = torch.randn(image_IJK.shape, generator=rng, device=image_IJK.device)
@@ -186,10 +191,10 @@ def _changed(
         noisy = _normalised(noise.abs_().mul_(changes.air_noise_std_hu).add_(AIR_HU), how)
         image_IJK = torch.where(around, torch.maximum(image_IJK, noisy), image_IJK)
     if changes.couch is not None:
-        image_IJK = _with_couch(image_IJK, behind, changes.couch, how, spacing_ijk_mm)
-    if changes.field_of_view is not None:
-        padding = min(max(changes.field_of_view.padding_hu, how.low), how.high)
-        beyond = around & _is_beyond(changes.field_of_view, image_IJK.shape, image_IJK.device, spacing_ijk_mm)
+        image_IJK = _with_couch(image_IJK, air_behind(is_air), changes.couch, how, spacing_ijk_mm)
+    if field is not None:
+        padding = min(max(field.padding_hu, how.low), how.high)
+        beyond = around & _is_beyond(field, image_IJK.shape, image_IJK.device, spacing_ijk_mm)
         image_IJK = image_IJK.masked_fill(beyond, (padding - how.mean) / how.std)
     return image_IJK
 

@@ -198,9 +198,10 @@ def mirrored(
     image_BCIJK = image_BCIJK.flip([axis + 2 for axis in axes])
     classes_BIJK = classes_BIJK.flip([axis + 1 for axis in axes])
     if 0 in axes and tuple(mirrored_classes) != tuple(range(len(mirrored_classes))):
-        # IGNORED is -1, which picks the last entry: itself.
-        swap = torch.as_tensor((*mirrored_classes, IGNORED), dtype=classes_BIJK.dtype, device=classes_BIJK.device)
-        classes_BIJK = swap[classes_BIJK.long()]
+        # IGNORED is -1: the table begins with it.
+        swap = torch.as_tensor((IGNORED, *mirrored_classes), dtype=classes_BIJK.dtype, device=classes_BIJK.device)
+        index = (classes_BIJK.to(torch.int32) - IGNORED).reshape(-1)
+        classes_BIJK = swap.index_select(0, index).reshape(classes_BIJK.shape)
     return image_BCIJK, classes_BIJK
 
 

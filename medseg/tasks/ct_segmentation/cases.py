@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -51,10 +52,10 @@ def prepared_cases(
     listener(Progress(stage, 0, len(records)))
     pool = ThreadPoolExecutor(min(MAX_THREADS, num_processors()))
     try:
-        waiting = [pool.submit(cache.prepared, record, preparation) for record in records]
-        for done, (record, case) in enumerate(zip(records, waiting, strict=True), start=1):
+        waiting = deque(pool.submit(cache.prepared, record, preparation) for record in records)
+        for done, record in enumerate(records, start=1):
             try:
-                kept = case.result()
+                kept = waiting.popleft().result()
             except CaseError as error:
                 failed[record.id] = error
                 messages = [f"{record.id} is left out: {error.message}"]

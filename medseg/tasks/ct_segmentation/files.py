@@ -58,7 +58,14 @@ class CtSegmentationFiles:
         write_findings_page(path, findings, dataset)
 
     def evaluate_bundle(
-        self, bundle: Path, dataset: Dataset, out: Path, device: str, num_at_least: int, limit_s: float, listener: Listener
+        self,
+        bundle: Path,
+        dataset: Dataset,
+        out: Path,
+        device: str,
+        num_at_least: int,
+        limit_s: float,
+        listener: Listener,
     ) -> Evaluation | None:
         """The last word on a run; see :func:`~medseg.tasks.ct_segmentation.final.evaluate_bundle`."""
         from medseg.tasks.ct_segmentation import final

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from medseg.data.plan import Candidate, Plan, median_shape_on, steps_within
 from medseg.engine.config import SGDConfig, StepsLength
 from medseg.engine.machine import PROFILES, Machine, profile
 from medseg.engine.throughput import RESERVE, afterwards_s, num_validations
+from medseg.inference.runtimes.torch import choose_device
 from medseg.models.config import ResidualUNetConfig, UNetConfig
 from medseg.tasks.ct_segmentation.config import CtSegmentationConfig
 from medseg.tasks.ct_segmentation.network import planned_network
@@ -52,6 +54,8 @@ def fit_plan(config: CtSegmentationConfig, dataset: Dataset, plan: Plan, limits:
         ResourceError: Not even the smallest candidate fits into the memory.
         ConfigError: There is no such device.
     """
+    if limits.device not in PROFILES:
+        choose_device(limits.device)
     if plan.started_from is not None:
         return plan
     is_timed = limits.budget_s is not None or limits.device in PROFILES
@@ -79,6 +83,57 @@ def as_usual(config: CtSegmentationConfig, dataset: Dataset, plan: Plan) -> Sear
 
 
 @dataclass(frozen=True)
+class Weighed:
+    """An alternative and what speaks for it.
+
+    Attributes:
+        choice: The alternative.
+        num_steps: That fit into the time.
+        seconds_per_step: Predicted [s].
+        memory: Predicted peak by what takes it [bytes].
+        losses: Of Dice, by reason.
+    """
+
+    choice: Choice
+    num_steps: int
+    seconds_per_step: float
+    memory: dict[str, float]
+    losses: dict[str, float]
+
+    @cached_property
+    def peak_bytes(self) -> float:
+        """Of memory."""
+        return sum(self.memory.values())
+
+    @cached_property
+    def expected_dice(self) -> float:
+        """What the losses leave of 1."""
+        return max(0.0, 1 - sum(self.losses.values()))
+
+    @property
+    def features(self) -> tuple[int, ...] | None:
+        """Of a network whose features a planner may choose."""
+        network = self.choice.network
+        return network.features if isinstance(network, UNetConfig | ResidualUNetConfig) else None
+
+    def candidate(self) -> Candidate:
+        """For the plan's readers."""
+        return Candidate(
+            spacing_ijk_mm=self.choice.spacing,
+            patch_ijk=self.choice.layout.patch_ijk,
+            strides=self.choice.layout.strides,
+            kernels=self.choice.layout.kernels,
+            features=self.features,
+            batch_size=self.choice.batch_size,
+            num_steps=self.num_steps,
+            seconds_per_step=round(self.seconds_per_step, 5),
+            peak_bytes=round(self.peak_bytes),
+            expected_dice=round(self.expected_dice, 4),
+            losses={reason: round(loss, 4) for reason, loss in self.losses.items()},
+        )
+
+
+@dataclass(frozen=True)
 class Planner:
     """Weighs the alternatives on a machine.
 
@@ -96,61 +151,44 @@ class Planner:
 
     def plan(self) -> Plan:
         """The best of them as a plan; raises ResourceError where none fits."""
-        weighed = [(self.candidate(choice), choice) for choice in self.search.choices()]
-        fitting = [pair for pair in weighed if pair[0].peak_bytes <= self.machine.memory_bytes]
+        weighed = [self.weigh(choice) for choice in self.search.choices()]
+        fitting = [each for each in weighed if each.peak_bytes <= self.machine.memory_bytes]
         if not fitting:
-            raise self.nothing_fits(min(weighed, key=lambda pair: pair[0].peak_bytes)[1])
-        best, choice = min(fitting, key=lambda pair: (-pair[0].expected_dice, pair[0].peak_bytes))
-        kept = _different(best, [candidate for candidate, _ in fitting])
+            raise self.nothing_fits(min(weighed, key=lambda each: each.peak_bytes))
+        ranked = sorted(fitting, key=lambda each: (-each.expected_dice, each.peak_bytes))
+        best, kept = ranked[0], _different(ranked)
         old, trainer = self.search.plan, self.search.config.trainer
         is_here = self.limits.device not in PROFILES
         return old.model_copy(
             update={
-                "spacing_ijk_mm": best.spacing_ijk_mm,
-                "patch_ijk": best.patch_ijk,
-                "strides": best.strides,
-                "kernels": best.kernels,
+                "spacing_ijk_mm": best.choice.spacing,
+                "patch_ijk": best.choice.layout.patch_ijk,
+                "strides": best.choice.layout.strides,
+                "kernels": best.choice.layout.kernels,
                 "features": best.features,
-                "batch_size": best.batch_size,
+                "batch_size": best.choice.batch_size,
                 "num_steps": None if is_here else best.num_steps,
                 "precision": self.machine.precision if trainer.precision is None else None,
-                "cases_in_memory": self.cases_bytes(choice) > 0 if self.machine.device == "cpu" else None,
-                "memory_bytes": {name: round(size) for name, size in self.memory(choice).items()},
-                "candidates": kept,
-                "reasons": (*(r for r in old.reasons if not r.startswith("patch ")), *self.reasons(choice, kept)),
+                "cases_in_memory": self.cases_bytes(best.choice) > 0 if self.machine.device == "cpu" else None,
+                "memory_bytes": {name: round(size) for name, size in best.memory.items()},
+                "candidates": tuple(each.candidate() for each in kept),
+                "reasons": (*(r for r in old.reasons if not r.startswith("patch ")), *self.reasons(kept)),
             }
         )
 
-    def candidate(self, choice: Choice) -> Candidate:
+    def weigh(self, choice: Choice) -> Weighed:
         """One alternative, weighed."""
-        network = choice.network
-        is_open = isinstance(self.search.config.network, UNetConfig | ResidualUNetConfig)
         num_steps = self.num_steps(choice)
-        lost = worth.losses(
-            worth.Run(
-                spacing_ijk_mm=choice.spacing,
-                patch_ijk=choice.layout.patch_ijk,
-                stem_stride=max(choice.layout.strides[0]),
-                num_parameters=choice.cost.num_parameters,
-                batch_size=choice.batch_size,
-                num_steps=num_steps,
-            ),
-            self.search.facts.median_extent_mm,
-            self.search.thicknesses_mm,
-        )
-        return Candidate(
+        run = worth.Run(
             spacing_ijk_mm=choice.spacing,
             patch_ijk=choice.layout.patch_ijk,
-            strides=choice.layout.strides,
-            kernels=choice.layout.kernels,
-            features=getattr(network, "features", None) if is_open else None,
+            stem_stride=max(choice.layout.strides[0]),
+            num_parameters=choice.cost.num_parameters,
             batch_size=choice.batch_size,
             num_steps=num_steps,
-            seconds_per_step=round(self.machine.step_time.seconds(choice.step), 5),
-            peak_bytes=round(sum(self.memory(choice).values())),
-            expected_dice=round(max(0.0, 1 - sum(lost.values())), 4),
-            losses={reason: round(loss, 4) for reason, loss in lost.items()},
         )
+        lost = worth.losses(run, self.search.facts.median_extent_mm, self.search.thicknesses_mm)
+        return Weighed(choice, num_steps, self.machine.step_time.seconds(choice.step), self.memory(choice), lost)
 
     def num_steps(self, choice: Choice) -> int:
         """Steps that the config says or that the time allows, at most as many as are worth anything."""
@@ -201,19 +239,18 @@ class Planner:
         allowed = self.search.config.cache.memory_share * (self.machine.memory_bytes - self.machine.program_bytes)
         return needed if needed <= allowed else 0.0
 
-    def nothing_fits(self, least: Choice) -> ResourceError:
+    def nothing_fits(self, least: Weighed) -> ResourceError:
         """The refusal where memory is too small for everything."""
-        terms = self.memory(least)
-        told = ", ".join(f"{name} {size_text(size)}" for name, size in terms.items())
+        told = ", ".join(f"{name} {size_text(size)}" for name, size in least.memory.items())
         return ResourceError(
-            f"even the smallest plan needs {size_text(sum(terms.values()))} of memory ({told}), and there are "
+            f"even the smallest plan needs {size_text(least.peak_bytes)} of memory ({told}), and there are "
             f"{size_text(self.machine.memory_bytes)}: allow more, or leave network, patch and batch to the planner",
             code="resource.memory",
         )
 
-    def reasons(self, choice: Choice, kept: Sequence[Candidate]) -> list[str]:
-        """Why this one, for people."""
-        best, plan = kept[0], self.search.plan
+    def reasons(self, kept: Sequence[Weighed]) -> list[str]:
+        """Why the first of the best, for people."""
+        best, choice = kept[0], kept[0].choice
         shape = " x ".join(map(str, median_shape_on(self.search.facts, choice.spacing)))
         given = self.limits.budget_s
         time_told = "any length of time" if given is None else duration_text(given)
@@ -221,50 +258,49 @@ class Planner:
         told = [
             f"planned for {time_told} and {size_text(self.machine.memory_bytes)} of memory on {self.machine.name}; peak "
             f"{size_text(best.peak_bytes)}, {best.seconds_per_step:.3f} s a step, about {best.num_steps} steps",
-            f"patch {' x '.join(map(str, best.patch_ijk))} voxels of a median case's {shape}, {best.batch_size} a step",
+            f"patch {' x '.join(map(str, choice.layout.patch_ijk))} voxels of a median case's {shape}, "
+            f"{choice.batch_size} a step",
             f"network: {_network_told(choice)}",
             f"expected to lose, of a Dice of 1: {lost}",
         ]
-        if choice.spacing != plan.spacing_ijk_mm:
+        if choice.spacing != self.search.plan.spacing_ijk_mm:
             spacing = " x ".join(f"{value:.4g}" for value in choice.spacing)
             told.insert(1, f"grid coarsened to {spacing} mm: steps that see more weigh more than the detail lost")
         if len(kept) > 1:
-            told.append(f"next best: {_candidate_told(kept[1])}")
+            told.append(f"next best: {_alternative_told(kept[1])}")
         return told
 
 
-def _different(best: Candidate, fitting: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """The best, and the best of each other grid, first stride, width or batch: neighbours of one patch tell nothing."""
-    kept: dict[tuple[object, ...], Candidate] = {}
-    for candidate in [best, *sorted(fitting, key=lambda other: (-other.expected_dice, other.peak_bytes))]:
-        features = candidate.features[0] if candidate.features else None
-        kept.setdefault((candidate.spacing_ijk_mm, candidate.strides[0], features, candidate.batch_size), candidate)
+def _different(ranked: Sequence[Weighed]) -> list[Weighed]:
+    """The best of each grid, first stride, width and batch: neighbours of one patch tell nothing."""
+    kept: dict[tuple[object, ...], Weighed] = {}
+    for each in ranked:
+        width = each.features[0] if each.features else None
+        kept.setdefault((each.choice.spacing, each.choice.layout.strides[0], width, each.choice.batch_size), each)
         if len(kept) == NUM_KEPT:
             break
-    return tuple(kept.values())
+    return list(kept.values())
 
 
 def _network_told(choice: Choice) -> str:
-    strides = np.array(choice.layout.strides)
     features = getattr(choice.network, "features", None)
+    strides = " ".join("x".join(map(str, stride)) for stride in choice.layout.strides)
     told = choice.network.kind + (f" with features {', '.join(map(str, features))}" if features else "")
-    told += f", {choice.cost.num_parameters / 1e6:.2g} M weights, strides " + " ".join(
-        "x".join(map(str, stride)) for stride in choice.layout.strides
-    )
+    told += f", {choice.cost.num_parameters / 1e6:.2g} M weights, strides {strides}"
     if choice.layout.kernels is None:
-        return f"{told}; 3D, all kernels 3 along each axis"
-    flat = [axis for axis in range(3) if sum(kernel[axis] == 1 for kernel in choice.layout.kernels) > 0]
+        return f"{told}; 3D: all kernels are 3 along each axis"
+    flat = [axis for axis in range(3) if choice.layout.kernels[0][axis] == 1]
     names = " and ".join("IJK"[axis] for axis in flat)
-    is_planar = any(strides[:, axis].max() == 1 for axis in flat)
-    dimensions = "2D but for its coarsest stage" if is_planar else "3D"
+    is_never_strided = all(stride[axis] == 1 for stride in choice.layout.strides for axis in flat)
+    dimensions = "2D but for the coarsest stage" if is_never_strided else "3D"
     return f"{told}; {dimensions}: along {names}, which is coarse, kernels are 1 until the other axes have caught up"
 
 
-def _candidate_told(candidate: Candidate) -> str:
-    spacing = " x ".join(f"{value:.3g}" for value in candidate.spacing_ijk_mm)
-    patch = " x ".join(map(str, candidate.patch_ijk))
-    width = f"{candidate.features[0]} features first, " if candidate.features else ""
+def _alternative_told(each: Weighed) -> str:
+    spacing = " x ".join(f"{value:.3g}" for value in each.choice.spacing)
+    patch = " x ".join(map(str, each.choice.layout.patch_ijk))
+    width = f"{each.features[0]} features first, " if each.features else ""
     return (
-        f"{spacing} mm, {candidate.batch_size} patches of {patch}, {width}first stride {max(candidate.strides[0])}: "
-        f"{candidate.num_steps} steps, {candidate.expected_dice:.3f} beside"
+        f"{spacing} mm, {each.choice.batch_size} patches of {patch}, {width}first stride "
+        f"{max(each.choice.layout.strides[0])}: {each.num_steps} steps, {each.expected_dice:.3f} left of Dice"
     )

@@ -10,7 +10,7 @@ import torch
 from medseg.core.memory import free_memory_bytes, resident_bytes
 from medseg.core.progress import Listener, Progress, silent
 from medseg.core.task import Limits
-from medseg.engine.machine import GPU_PROGRAM_BYTES, Machine, Step, fit_step_time
+from medseg.engine.machine import GPU_PROGRAM_BYTES, USUAL_CPU, Machine, Step, fit_step_time, profile
 from medseg.engine.throughput import PROBE_STEPS, WARMUP_STEPS, probe_steps
 from medseg.inference.runtimes.torch import choose_device
 from medseg.tasks.ct_segmentation.search import Choice, Search, closest
@@ -25,8 +25,14 @@ EDGES = {1: (32, 40), 2: (48, 72)}
 SHARE = 0.03
 """Of the budget: after this time no further point is probed."""
 
-LATER_BYTES = 150_000_000
-"""Of modules that are loaded after the plan is made: MONAI, matplotlib, TensorBoard."""
+NUM_MOMENTS = 2
+"""Of AdamW: what is probed must fit in any case."""
+
+USUAL_GPU = "gpu-24g"
+"""Profile whose proportions a GPU is expected to have."""
+
+LATER_BYTES = 60_000_000
+"""Of modules that are loaded after the plan is made: matplotlib, TensorBoard."""
 
 
 @dataclass(frozen=True)
@@ -56,27 +62,39 @@ def probe(search: Search, limits: Limits, listener: Listener) -> Probed:
         ConfigError: There is no such device.
     """
     device = choose_device(limits.device)
-    program_bytes = resident_bytes() + LATER_BYTES
+    machine = machine_here(device)
+    most_bytes = min(machine.memory_bytes, limits.memory_bytes or machine.memory_bytes)
     limit_s = float("inf") if limits.budget_s is None else SHARE * limits.budget_s
     began = time.monotonic()
     some = search.plan.model_copy(update={"training_cases": search.plan.training_cases[:CASES], "validation_cases": ()})
     task = create(search.config, search.dataset, some, silent)
     preparing_s = (time.monotonic() - began) / len(some.training_cases)
+    trainer = search.config.trainer
+    trainer = trainer.model_copy(update={"precision": trainer.precision or machine.precision})
     measured: list[tuple[Step, float]] = []
     for choice in _points(search):
-        expected_s = (WARMUP_STEPS + PROBE_STEPS) * fit_step_time(measured).seconds(choice.step)
-        if measured and time.monotonic() - began + expected_s > limit_s:
-            break
-        measured.append((choice.step, _seconds(task, choice, device)))
+        expected_s = (WARMUP_STEPS + PROBE_STEPS) * fit_step_time(measured, machine.step_time).seconds(choice.step)
+        is_late = bool(measured) and time.monotonic() - began + expected_s > limit_s
+        if is_late or sum(machine.memory(choice.step, NUM_MOMENTS).values()) > most_bytes:
+            continue
+        measured.append((choice.step, probe_steps(_trial(task, choice), trainer, device)))
         listener(Progress("probing", len(measured), None))
-    step_time = fit_step_time(measured)
-    if device.type == "cuda":
-        name, free = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[0]
-        machine = Machine(name, "cuda", step_time, free, GPU_PROGRAM_BYTES, "fp16")
-    else:
-        name, free = f"a CPU with {torch.get_num_threads()} threads", resident_bytes() + free_memory_bytes()
-        machine = Machine(name, "cpu", step_time, free, program_bytes, "fp32")
+    machine = replace(machine, step_time=fit_step_time(measured, machine.step_time))
+    if device.type == "cpu":
+        # What the probe leaves behind (threads, kernels, memory that the allocator keeps) is there in the run too.
+        machine = replace(machine, program_bytes=resident_bytes() + LATER_BYTES)
     return Probed(machine, preparing_s, tuple(measured))
+
+
+def machine_here(device: torch.device) -> Machine:
+    """This machine as it usually is, before it is measured."""
+    if device.type == "cuda":
+        usual = profile(USUAL_GPU).step_time
+        free = torch.cuda.mem_get_info(device)[0]
+        return Machine(torch.cuda.get_device_name(device), "cuda", usual, free, GPU_PROGRAM_BYTES, "fp16")
+    name = f"a CPU with {torch.get_num_threads()} threads"
+    own = resident_bytes()
+    return Machine(name, "cpu", USUAL_CPU, own + free_memory_bytes(), own + LATER_BYTES, "fp32")
 
 
 def _points(search: Search) -> list[Choice]:
@@ -94,8 +112,8 @@ def _points(search: Search) -> list[Choice]:
     return sorted(points.values(), key=lambda point: point.cost.macs * point.batch_size)
 
 
-def _seconds(task: CtSegmentationTask, choice: Choice, device: torch.device) -> float:
-    """A step of one choice, measured [s]."""
+def _trial(task: CtSegmentationTask, choice: Choice) -> CtSegmentationTask:
+    """The task with one choice's patch, batch and network."""
     changes = {
         "patch_ijk": choice.layout.patch_ijk,
         "strides": choice.layout.strides,
@@ -103,6 +121,4 @@ def _seconds(task: CtSegmentationTask, choice: Choice, device: torch.device) -> 
         "batch_size": choice.batch_size,
     }
     config = task.config.model_copy(update={"network": choice.network})
-    return probe_steps(
-        replace(task, config=config, plan=task.plan.model_copy(update=changes)), task.config.trainer, device
-    )
+    return replace(task, config=config, plan=task.plan.model_copy(update=changes))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 
 import numpy as np
 
 from medseg.core.case import Dataset
-from medseg.core.geometry import Spacing3
+from medseg.core.geometry import Shape3, Spacing3
 from medseg.core.units import MM3_PER_ML
 from medseg.data.plan import FEW_VOXELS_THICK, DataFacts, Plan, voxels_thick
 from medseg.data.topology import Layout, StageRule, layout, layouts
@@ -19,6 +19,7 @@ from medseg.engine.machine import Step
 from medseg.models.build import build_model
 from medseg.models.config import NetworkConfig, ResidualUNetConfig, UNetConfig
 from medseg.models.cost import NetworkCost, network_cost
+from medseg.models.u_net_cost import PATCH_STRIDES, u_net_cost
 from medseg.tasks.ct_segmentation.config import CtSegmentationConfig
 from medseg.tasks.ct_segmentation.network import doubled, stage_rule
 
@@ -39,9 +40,6 @@ LARGEST_SHARE = 0.05
 
 SMALLEST_BOTTLENECK = 8
 """Voxels of the coarsest map: normalisation over fewer says nothing."""
-
-COST_PATCH_STRIDES = 2
-"""Edge of the patch that a network's cost is found on, in its total strides: it is proportional to the voxels."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,6 @@ class Search:
         self.config, self.dataset, self.plan, self.most_voxels = config, dataset, plan, most_voxels
         self.facts: DataFacts = plan.fingerprint
         self.num_outputs = dataset.labels.num_channels - (config.loss.activation == "sigmoid")
-        self._costs: dict[tuple[object, ...], NetworkCost] = {}
 
     @property
     def is_open(self) -> bool:
@@ -157,15 +154,9 @@ class Search:
         return [size for size in BATCH_SIZES if size <= max(most, BATCH_SIZES[0])]
 
     def cost(self, network: NetworkConfig, each: Layout) -> NetworkCost:
-        """Of a network for a patch; networks of the same stages are built once."""
-        key = (network, each.strides, each.kernels)
-        if key not in self._costs:
-            channels = len(self.dataset.channels)
-            patch = COST_PATCH_STRIDES * np.prod(np.array(each.strides), axis=0)
-            self._costs[key] = network_cost(
-                lambda: build_model(network, channels, self.num_outputs, each.strides, each.kernels), channels, patch
-            )
-        return self._costs[key].at(each.num_voxels)
+        """Of a network for a patch."""
+        stages = (each.strides, each.kernels)
+        return cost_of_stages(network, len(self.dataset.channels), self.num_outputs, *stages).at(each.num_voxels)
 
     def num_voxels(self, spacing: Spacing3) -> float:
         """Of all training cases together on a grid."""
@@ -176,6 +167,21 @@ class Search:
         """Of the structures that were found."""
         measured = (structure.median_thickness_mm for structure in self.facts.structures.values())
         return [thickness for thickness in measured if thickness is not None]
+
+
+@lru_cache(maxsize=1000)
+def cost_of_stages(
+    network: NetworkConfig,
+    in_channels: int,
+    out_channels: int,
+    strides: tuple[Shape3, ...],
+    kernels: tuple[Shape3, ...] | None,
+) -> NetworkCost:
+    """Of a network on a small patch: patches of the same stages cost the same a voxel."""
+    if isinstance(network, UNetConfig | ResidualUNetConfig):
+        return u_net_cost(network, in_channels, out_channels, strides, kernels)
+    patch = [PATCH_STRIDES * math.prod(stride) for stride in zip(*strides, strict=True)]
+    return network_cost(lambda: build_model(network, in_channels, out_channels, strides, kernels), in_channels, patch)
 
 
 def coarsened(spacing: Spacing3, factor: float) -> Spacing3:
@@ -192,7 +198,7 @@ def coarsened(spacing: Spacing3, factor: float) -> Spacing3:
     return i, j, k
 
 
-def closest(found: list[Layout], num_voxels: float) -> Layout:
+def closest(found: list[Layout], num_voxels: int) -> Layout:
     """The patch whose size is closest to a wish."""
     return min(found, key=lambda each: abs(math.log(each.num_voxels / num_voxels)))
 

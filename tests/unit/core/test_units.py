@@ -10,7 +10,15 @@ from medseg.core.units import size_bytes, size_text
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("512M", 512 * 2**20), ("4G", 2**32), ("1.5g", 3 * 2**29), ("2GiB", 2**31), ("8 GB", 2**33), ("1T", 2**40), ("100", 100)],
+    [
+        ("512M", 512 * 2**20),
+        ("4G", 2**32),
+        ("1.5g", 3 * 2**29),
+        ("2GiB", 2**31),
+        ("8 GB", 2**33),
+        ("1T", 2**40),
+        ("100", 100),
+    ],
 )
 def test_sizes_are_binary_in_whatever_way_they_are_written(text: str, expected: int) -> None:
     assert size_bytes(text) == expected

@@ -79,7 +79,7 @@ def test_nothing_due_changes_nothing_and_channels_change_by_themselves() -> None
 
 def test_changes_come_as_often_as_they_should_and_within_their_ranges() -> None:
     config = AugmentationConfig()
-    drawn = [draw_intensities(generator(seed), 1, config) for seed in range(3000)]
+    drawn = [draw_intensities(generator(seed), 1, config) for seed in range(1500)]
     for name, expected in (
         ("brightness", 0.15),
         ("contrast", 0.15),
@@ -88,7 +88,7 @@ def test_changes_come_as_often_as_they_should_and_within_their_ranges() -> None:
         ("inverted_gamma", 0.1),
     ):
         values = np.array([getattr(change, name)[0] for change in drawn])
-        assert (values != 1).mean() == pytest.approx(expected, abs=0.025)
+        assert (values != 1).mean() == pytest.approx(expected, abs=0.03)
         changed = values[values != 1]
         assert changed.min() >= 0.5
         assert changed.max() <= 1.5

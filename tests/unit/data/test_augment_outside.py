@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from medseg.core.patch import PatchLocation
-from medseg.data.augment.outside import AIR_HU, Couch, OutsideChanges, air_around, change_outside, draw_outside
+from medseg.data.augment.outside import (
+    AIR_HU,
+    Couch,
+    OutsideChanges,
+    air_around,
+    air_behind,
+    change_outside,
+    draw_outside,
+)
 from medseg.data.config import AugmentationConfig, WindowNormalisation, ZScoreNormalisation
 from medseg.data.prepare import prepare
 from medseg.data.sampling import generator
@@ -123,7 +131,7 @@ def test_patches_of_few_slices_have_couches_too(size: int) -> None:
 def test_air_around_is_what_is_seen_from_the_faces() -> None:
     image, body = patient()
     is_air = to_hu(image)[0] < -500
-    behind, around = air_around(is_air)
+    behind, around = air_behind(is_air), air_around(is_air)
     hollow = body & is_air
     assert not (behind & ~around).any()
     assert not (around & body).any(), "not the windpipe"

@@ -62,7 +62,8 @@ def entries(folder: Path) -> dict[str, bytes]:
 
 def same_voxels(one: StoredCase | CompactCase, other: StoredCase | CompactCase) -> bool:
     one, other = (case.compact() if isinstance(case, StoredCase) else case for case in (one, other))
-    pairs = zip((*[c.values for c in one.channels], one.classes), (*[c.values for c in other.channels], other.classes))
+    arrays = [[*(channel.values for channel in case.channels), case.classes] for case in (one, other)]
+    pairs = zip(*arrays, strict=True)
     return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs)
 
 
@@ -365,3 +366,12 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "medseg"
     assert CaseCache.open(CacheConfig()).folder == tmp_path / ".cache" / "medseg"
+
+
+def test_what_another_run_has_made_meanwhile_is_kept(dataset: Dataset, tmp_path: Path) -> None:
+    cache = CaseCache(tmp_path / "cache", GB)
+    compact = prepared(CaseCache(None, 0), dataset, [0])[0]
+    first = cache.store("key", compact)
+    inode = first.path.stat().st_ino
+    assert same_voxels(cache.store("key", compact), first)
+    assert first.path.stat().st_ino == inode

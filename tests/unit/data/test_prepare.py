@@ -79,5 +79,5 @@ def test_classes_take_the_smallest_signed_type_that_holds_them() -> None:
 
 
 def test_a_constant_image_becomes_zeros() -> None:
-    compact = prepare_compact(case(np.full((1, 4, 4, 4), 7, np.int16)), SCHEMA, SPACING_MM, [ZScoreNormalisation()])
+    compact = prepare_compact(case(np.full((1, 4, 4, 4), 7)), SCHEMA, (2.0, 2.0, 2.0), [ZScoreNormalisation()])
     np.testing.assert_array_equal(expanded(compact).image, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,6 +29,12 @@ NNUNET = [
         (448, 448, 40),
         [(1, 1, 1), (2, 2, 1), (2, 2, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 1)],
         [(3, 3, 1), (3, 3, 1), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)],
+    ),
+    (
+        (5.0, 0.7, 0.7),
+        (20, 320, 256),
+        [(1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2)],
+        [(1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)],
     ),
 ]
 
@@ -61,7 +69,7 @@ def test_patches_shrink_step_by_step_and_fit_their_networks(size, spacing, stem,
     for each in found:
         total = np.prod(np.array(each.strides), axis=0)
         assert (np.array(each.patch_ijk) % total == 0).all()
-    for larger, smaller in zip(found, found[1:], strict=False):
+    for larger, smaller in pairwise(found):
         changed = [axis for axis in range(3) if larger.patch_ijk[axis] != smaller.patch_ijk[axis]]
         assert smaller.num_voxels < larger.num_voxels
         assert len(changed) >= 1

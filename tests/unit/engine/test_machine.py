@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medseg.core.errors import ConfigError
-from medseg.engine.machine import GPU_PROGRAM_BYTES, PROFILES, USUAL_CPU, Machine, Step, StepTime, fit_step_time, profile
+from medseg.engine.machine import (
+    GPU_PROGRAM_BYTES,
+    PROFILES,
+    USUAL_CPU,
+    Machine,
+    Step,
+    StepTime,
+    fit_step_time,
+    profile,
+)
 from medseg.models.cost import NetworkCost
 
 UNET = NetworkCost(1_400_000, 64**3, 1.8e9, 2.9e7, 4.2e6, 8.4e6)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,10 @@ from medseg.inference.components import (
     component_cases,
     keep_components,
 )
+from medseg.inference.files import compared_cases
+from medseg.io.nifti import write_label_map
+from medseg.io.references import references_of, what_to_compare
+from medseg.io.volume import read_label_map
 from medseg.metrics.overlap import channel_dice
 
 FEW = settings(max_examples=25)
@@ -265,3 +271,32 @@ def test_candidates_are_ordered_from_mild_to_strict() -> None:
     sizes = [rule.min_ml for rule in CANDIDATES if rule.keep == "all"]
     assert sizes == sorted(sizes)
     assert CANDIDATES[-1] == LARGEST
+
+
+@pytest.mark.parametrize("schema", [PLAIN, TUMOUR])
+def test_written_values_become_channels_again(schema: LabelSchema) -> None:
+    channels = random_map(0)
+    np.testing.assert_array_equal(schema.to_channels(schema.to_values(channels)), channels)
+    assert schema.to_channels(np.array([3, 100, 200], np.uint8)).tolist() == [0, 0, 0]
+
+
+def test_label_maps_beside_their_references_choose_rules(tmp_path: Path, sample: Path) -> None:
+    """The references of the sample as predictions, each with a crumb of the larynx; one is missing."""
+    dataset = references_of(sample, None, None)
+    larynx = next(structure.value for structure in dataset.labels.structures if structure.name == "larynx")
+    for record in dataset.cases:
+        label_map = read_label_map(record.label)
+        array = label_map.array.copy()
+        array[:6, :6, :6] = larynx
+        write_label_map(tmp_path / f"{record.id}.nii.gz", replace(label_map, array=array))
+    dataset, (predictions,) = what_to_compare(sample, [tmp_path], None, None)
+    cases = list(compared_cases(dataset, predictions))
+    assert len(cases) == len(dataset.cases) == MIN_CASES
+    choice = choose_components(cases, dataset.labels)
+    assert choice.rules.keys() == {"larynx"}
+    for case in cases:
+        found = kept(case.channels, choice.rules, dataset.labels, case.voxel_volume_ml)
+        np.testing.assert_array_equal(found, case.classes)
+    (tmp_path / f"{dataset.cases[0].id}.nii.gz").unlink()
+    dataset, (predictions,) = what_to_compare(sample, [tmp_path], None, None)
+    assert len(list(compared_cases(dataset, predictions))) == MIN_CASES - 1

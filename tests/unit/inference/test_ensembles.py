@@ -114,6 +114,7 @@ def test_a_folder_whose_name_holds_a_comma_is_itself(tmp_path: Path) -> None:
     assert len(open_ensemble(str(odd)).bundles) == 1
     with pytest.raises(ConfigError, match="no bundle is named"):
         open_ensemble(" , ")
+    assert len(open_ensemble(",".join([str(TINY)] * 100)).bundles) == 100
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ from typing import get_args
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from medseg.models.build import build_model
-from medseg.models.config import NetworkConfig, UNetConfig
+from medseg.models.config import NetworkConfig, ResidualUNetConfig, UNetConfig
 from medseg.models.cost import network_cost
+from medseg.models.u_net_cost import PATCH_STRIDES, u_net_cost
 
 SMALL = {
     "unet": {"features": (4, 6, 8), "stem_stride": 1},
@@ -100,3 +103,32 @@ def test_deep_supervision_counts_the_coarser_logits() -> None:
 
     assert cost(True).output_bytes == 4 * 3 * (16**3 + 8**3)
     assert cost(False).output_bytes == 4 * 3 * 16**3
+
+
+STRIDE = st.tuples(*[st.sampled_from([1, 2])] * 3)
+
+
+@st.composite
+def u_nets(draw):
+    features = tuple(draw(st.lists(st.integers(1, 12), min_size=2, max_size=5)))
+    deep = draw(st.booleans())
+    if draw(st.booleans()):
+        config = UNetConfig(features=features, num_convolutions=draw(st.integers(1, 3)), deep_supervision=deep)
+    else:
+        blocks = tuple(draw(st.lists(st.integers(1, 2), min_size=1, max_size=3)))
+        config = ResidualUNetConfig(features=features, num_blocks=blocks, deep_supervision=deep)
+    strides = tuple(draw(STRIDE) for _ in features)
+    kernel = st.sampled_from([(1, 3, 3), (3, 3, 3), (3, 3, 1)])
+    kernels = draw(st.none() | st.tuples(*[kernel] * len(features)))
+    return config, strides, kernels
+
+
+@settings(max_examples=40)
+@given(u_nets(), st.integers(1, 3), st.integers(1, 9))
+def test_a_u_net_that_is_counted_costs_what_it_costs_when_it_is_built(
+    u_net, in_channels: int, out_channels: int
+) -> None:
+    config, strides, kernels = u_net
+    patch = [PATCH_STRIDES * math.prod(along) for along in zip(*strides, strict=True)]
+    built = network_cost(lambda: build_model(config, in_channels, out_channels, strides, kernels), in_channels, patch)
+    assert u_net_cost(config, in_channels, out_channels, strides, kernels) == built

@@ -176,10 +176,10 @@ def test_many_structures_make_no_wide_table(tmp_path: Path) -> None:
     assert len(page) < 2**21
 
 
-@pytest.mark.parametrize("name", ["scores", "Comparison", "other"])
+@pytest.mark.parametrize("name", ["scores", "Comparison", "curves", "First_batches", "other"])
 def test_a_case_called_like_a_figure_keeps_its_own_picture(tmp_path: Path, name: str) -> None:
     path = picture_path(tmp_path, name)
-    assert path.name.lower() not in ("scores.png", "comparison.png")
+    assert path.name.lower() not in ("scores.png", "comparison.png", "curves.png", "first_batches.png")
     assert path.parent == tmp_path / "figures"
 
 

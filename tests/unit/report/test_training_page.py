@@ -9,13 +9,13 @@ from pathlib import Path
 
 from medseg.core.labels import LabelSchema, Structure
 from medseg.data.config import WindowNormalisation
-from medseg.data.plan import Plan
+from medseg.data.plan import Candidate, DataFacts, Plan, StructureFacts
 from medseg.metrics.aggregate import summarise
 from medseg.metrics.case import StructureScore
 from medseg.report.curves import draw_curves
-from medseg.report.evaluation import SCORES, Evaluation
+from medseg.report.evaluation import CURVES, SCORES, Evaluation
 from medseg.report.scores import draw_scores
-from medseg.report.training import CURVES, Training, event, write_training_page
+from medseg.report.training import Training, event, write_training_page
 
 EVIL = "<script>alert('1')</script> & \"x\""
 
@@ -147,6 +147,41 @@ def test_folds_are_linked_and_explained(tmp_path: Path) -> None:
 def test_every_entry_of_a_log_can_be_told() -> None:
     assert [event(entry) for entry in LOG if entry["kind"] in ("step", "validation")] == ["", "", ""]
     assert event({"kind": "power cut", "step": 5, "for_s": 3}) == "power cut at step 5: for_s 3"
+
+
+def test_structures_and_other_plans_are_shown_where_the_planner_weighed_them(tmp_path: Path) -> None:
+    facts = DataFacts(
+        num_cases=9,
+        median_spacing_mm=(4.0, 4.0, 3.0),
+        median_extent_mm=(400.0, 300.0, 300.0),
+        total_volume_ml=1e5,
+        structures={
+            EVIL: StructureFacts(num_annotated=7, num_found=5, median_volume_ml=12.34, median_thickness_mm=8.0),
+            "never": StructureFacts(num_annotated=9, num_found=0, median_volume_ml=None, median_thickness_mm=None),
+        },
+    )
+    candidates = tuple(
+        Candidate(
+            spacing_ijk_mm=(4.0, 4.0, 3.0), patch_ijk=(size, 48, 80), strides=((1, 1, 1),), features=None, batch_size=2,
+            num_steps=100, seconds_per_step=0.25, peak_bytes=3 * 2**30, expected_dice=0.7, losses={EVIL: 0.3},
+        )
+        for size in (64, 56)
+    )  # fmt: skip
+    changes = {"fingerprint": facts, "candidates": candidates, "memory_bytes": {"weights": 2**20, "activations": 2**30}}
+    text = page_of(tmp_path, training_of(tmp_path, None, plan=PLAN.model_copy(update=changes))).text
+    for part in (
+        "9 training cases",
+        "12.3",
+        "8.0",
+        "2.0",
+        "64 × 48 × 80",
+        "56 × 48 × 80",
+        "3.0 GB",
+        f"{EVIL} 0.300",
+        "weights 1 MB",
+    ):
+        assert part in text, part
+    assert "What was considered" not in page_of(tmp_path, training_of(tmp_path, None)).text
 
 
 def test_what_is_too_long_to_read_is_not_in_the_table(tmp_path: Path) -> None:
