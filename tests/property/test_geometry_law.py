@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -104,9 +104,14 @@ def test_surfaces_move_less_than_half_a_voxel_of_each_grid(turn, file_mm, net_mm
     st.floats(1.0, 2.0),
     st.tuples(*[st.floats(-0.5, 0.5)] * 3),
 )
+@example(((0, 1, 2), (1, 1, 1)), (2.0, 2.03125, 2.25), 3.0, 1.0, (0.0, 0.0, 0.5))
 @settings(max_examples=60)
 def test_thick_structures_survive_and_keep_their_centre(turn, file_mm, net_mm, radius, offset) -> None:
-    """A ball that holds a cube of two voxels of either grid stays; its centroid moves at most a quarter network voxel."""
+    """A ball that holds a cube of two voxels of either grid stays; its centroid moves at most half a network voxel.
+
+    A quarter stood here and is wrong: where both faces along an axis lie on ties, both are rounded the same way (the
+    example moves .27).
+    """
     radius_mm = radius * np.sqrt(3) * max(net_mm, *file_mm)
     shape = tuple(int(np.ceil((2 * radius_mm + 4 * max(net_mm, *file_mm)) / mm)) for mm in file_mm)
     geometry = turned(shape, file_mm, *turn)
@@ -116,4 +121,4 @@ def test_thick_structures_survive_and_keep_their_centre(turn, file_mm, net_mm, r
     back = through(label, geometry, (net_mm,) * 3)
     assert (back == 5).any()
     before, after = (np.array(ndimage.center_of_mass(array == 5)) * file_mm for array in (label, back))
-    assert np.abs(before - after).max() <= 0.25 * net_mm
+    assert np.abs(before - after).max() <= 0.5 * net_mm

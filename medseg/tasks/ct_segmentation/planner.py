@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,7 +23,7 @@ from medseg.inference.runtimes.torch import choose_device
 from medseg.models.config import ResidualUNetConfig, UNetConfig
 from medseg.tasks.ct_segmentation.config import CtSegmentationConfig
 from medseg.tasks.ct_segmentation.network import planned_network
-from medseg.tasks.ct_segmentation.probe import probe
+from medseg.tasks.ct_segmentation.probe import machine_here, probe
 from medseg.tasks.ct_segmentation.search import Choice, Search
 from medseg.tasks.ct_segmentation.training import VALIDATION_OVERLAP
 
@@ -62,8 +62,11 @@ def fit_plan(config: CtSegmentationConfig, dataset: Dataset, plan: Plan, limits:
     search = Search(config, dataset, plan) if is_timed else as_usual(config, dataset, plan)
     if not (is_timed and search.is_open) and limits.memory_bytes is None:
         return plan
+    choices = list(search.choices())
     if limits.device in PROFILES:
         machine, preparing_s = profile(limits.device), 0.0
+    elif len(choices) == 1:
+        machine, preparing_s = machine_here(choose_device(limits.device)), 0.0
     else:
         probed = probe(search, limits, listener)
         machine, preparing_s = probed.machine, probed.preparing_s * len(plan.training_cases)
@@ -71,7 +74,8 @@ def fit_plan(config: CtSegmentationConfig, dataset: Dataset, plan: Plan, limits:
         machine = replace(machine, memory_bytes=limits.memory_bytes)
     if config.trainer.precision is not None:
         machine = replace(machine, precision=config.trainer.precision)
-    return Planner(search, machine, limits, preparing_s).plan()
+    planner = Planner(search, machine, limits, preparing_s)
+    return planner.plan(choices) if len(choices) > 1 else planner.plan_without_choice(choices[0])
 
 
 def as_usual(config: CtSegmentationConfig, dataset: Dataset, plan: Plan) -> Search:
@@ -149,15 +153,30 @@ class Planner:
     limits: Limits
     preparing_s: float
 
-    def plan(self) -> Plan:
-        """The best of them as a plan; raises ResourceError where none fits."""
-        weighed = [self.weigh(choice) for choice in self.search.choices()]
+    def plan_without_choice(self, choice: Choice) -> Plan:
+        """The plan as it is, and the memory that it needs; raises ResourceError where that is not there."""
+        only = self.weigh(choice)
+        if only.peak_bytes > self.machine.memory_bytes:
+            raise self.nothing_fits(only)
+        return self.search.plan.model_copy(update=self.of_memory(only))
+
+    def of_memory(self, each: Weighed) -> dict[str, object]:
+        """What a plan says of memory."""
+        return {
+            "precision": self.machine.precision if self.search.config.trainer.precision is None else None,
+            "cases_in_memory": self.cases_bytes(each.choice) > 0 if self.machine.device == "cpu" else None,
+            "memory_bytes": {name: round(size) for name, size in each.memory.items()},
+        }
+
+    def plan(self, choices: Iterable[Choice]) -> Plan:
+        """The best of some alternatives as a plan; raises ResourceError where none fits."""
+        weighed = [self.weigh(choice) for choice in choices]
         fitting = [each for each in weighed if each.peak_bytes <= self.machine.memory_bytes]
         if not fitting:
             raise self.nothing_fits(min(weighed, key=lambda each: each.peak_bytes))
         ranked = sorted(fitting, key=lambda each: (-each.expected_dice, each.peak_bytes))
         best, kept = ranked[0], _different(ranked)
-        old, trainer = self.search.plan, self.search.config.trainer
+        old = self.search.plan
         is_here = self.limits.device not in PROFILES
         return old.model_copy(
             update={
@@ -168,9 +187,7 @@ class Planner:
                 "features": best.features,
                 "batch_size": best.choice.batch_size,
                 "num_steps": None if is_here else best.num_steps,
-                "precision": self.machine.precision if trainer.precision is None else None,
-                "cases_in_memory": self.cases_bytes(best.choice) > 0 if self.machine.device == "cpu" else None,
-                "memory_bytes": {name: round(size) for name, size in best.memory.items()},
+                **self.of_memory(best),
                 "candidates": tuple(each.candidate() for each in kept),
                 "reasons": (*(r for r in old.reasons if not r.startswith("patch ")), *self.reasons(kept)),
             }

@@ -31,6 +31,9 @@ NUM_MOMENTS = 2
 USUAL_GPU = "gpu-24g"
 """Profile whose proportions a GPU is expected to have."""
 
+PROBE_BYTES = 350_000_000
+"""What a probe leaves behind in memory on a CPU, and a run would without one: MONAI, oneDNN's kernels, the allocator's spare parts."""
+
 LATER_BYTES = 60_000_000
 """Of modules that are loaded after the plan is made: matplotlib, TensorBoard."""
 
@@ -94,7 +97,7 @@ def machine_here(device: torch.device) -> Machine:
         return Machine(torch.cuda.get_device_name(device), "cuda", usual, free, GPU_PROGRAM_BYTES, "fp16")
     name = f"a CPU with {torch.get_num_threads()} threads"
     own = resident_bytes()
-    return Machine(name, "cpu", USUAL_CPU, own + free_memory_bytes(), own + LATER_BYTES, "fp32")
+    return Machine(name, "cpu", USUAL_CPU, own + free_memory_bytes(), own + PROBE_BYTES + LATER_BYTES, "fp32")
 
 
 def _points(search: Search) -> list[Choice]:

@@ -88,7 +88,8 @@ def limits(budget_s: float | None, device: str = "cpu", memory_bytes: int | None
 
 def planned(name: str = "hn_oar", machine: Machine = CPU, budget_s: float | None = 1200.0, config=None) -> Plan:
     device = "cpu" if machine is CPU else machine.name
-    return Planner(search(name, config), machine, limits(budget_s, device), 20.0).plan()
+    own = search(name, config)
+    return Planner(own, machine, limits(budget_s, device), 20.0).plan(own.choices())
 
 
 @pytest.mark.parametrize("budget_s", [None, 2 * 86400.0])
@@ -218,7 +219,7 @@ def test_coarse_slices_are_planned_in_two_dimensions_first() -> None:
     own = search(config=CtSegmentationConfig(plan=PlanChoices(spacing_mm=(0.8, 0.8, 5.0), patch_voxels=192 * 192 * 24)))
     plan = own.plan.model_copy(update={"fingerprint": facts, "spacing_ijk_mm": (0.8, 0.8, 5.0)})
     flat = Search(own.config, own.dataset, plan)
-    plan = Planner(flat, profile("gpu-8g"), limits(None, "gpu-8g"), 0.0).plan()
+    plan = Planner(flat, profile("gpu-8g"), limits(None, "gpu-8g"), 0.0).plan(flat.choices())
     assert plan.kernels is not None
     assert plan.kernels[0] == (3, 3, 1)
     assert plan.strides[1] == (2, 2, 1)
@@ -228,6 +229,22 @@ def test_coarse_slices_are_planned_in_two_dimensions_first() -> None:
 def test_runs_of_counted_steps_are_as_usual_and_only_shrink() -> None:
     own = search(config=CtSegmentationConfig(trainer=TrainerConfig(length=StepsLength(num_steps=10))))
     assert fit_plan(own.config, own.dataset, own.plan, limits(None), silent) is own.plan
+
+
+def test_where_there_is_nothing_to_choose_nothing_is_measured_and_memory_is_told() -> None:
+    config = CtSegmentationConfig(
+        plan=PlanChoices(patch_voxels=64**3),
+        network=UNetConfig(features=(16, 32, 64, 128), stem_stride=2),
+        trainer=TrainerConfig(batch_size=2),
+    )
+    own = search(config=config)
+    began = time.monotonic()
+    plan = fit_plan(config, own.dataset, own.plan, limits(1200.0), silent)
+    assert time.monotonic() - began < 5
+    assert (plan.patch_ijk, plan.reasons, plan.candidates) == (own.plan.patch_ijk, own.plan.reasons, ())
+    assert sum(plan.memory_bytes.values()) > 500e6
+    with pytest.raises(ResourceError):
+        fit_plan(config, own.dataset, own.plan, limits(1200.0, memory_bytes=10**8), silent)
 
 
 def test_a_plan_and_a_network_of_other_stages_do_not_go_together() -> None:
