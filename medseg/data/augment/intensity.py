@@ -208,10 +208,11 @@ def _range(volumes_NIJK: Float[Tensor, NIJK]) -> tuple[Tensor, Tensor]:
 
 
 def _moments(volumes_NIJK: Float[Tensor, NIJK]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel; the norm is many times faster than ``std``."""
+    """Mean and standard deviation of each channel: faster than ``std``, and unlike ``vector_norm`` as exact."""
     mean = volumes_NIJK.mean(dim=(1, 2, 3), keepdim=True)
-    norm = torch.linalg.vector_norm(volumes_NIJK - mean, dim=(1, 2, 3), keepdim=True)
-    return mean, norm / max(1, volumes_NIJK[0].numel() - 1) ** 0.5
+    variance = (volumes_NIJK - mean).square_().mean(dim=(1, 2, 3), keepdim=True)
+    num_voxels = volumes_NIJK[0].numel()
+    return mean, (variance * (num_voxels / max(1, num_voxels - 1))).sqrt()
 
 
 def _spread(values_N: Float[Tensor, N]) -> Float[Tensor, "volumes 1 1 1"]:
