@@ -59,4 +59,4 @@ def interruptible(remedy: str) -> Iterator[None]:
         raise Interrupted(f"interrupted; {remedy}") from None
     finally:
         if is_main:
-            signal.signal(signal.SIGTERM, previous)
+            signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)  # None: a handler that Python did not set

@@ -41,6 +41,9 @@ from medseg.tasks.ct_segmentation.start import StartingPoint
 VALIDATION_OVERLAP = 0.25
 """Overlap of windows when validating during training: half the windows of prediction's 0.5 for nearly the same Dice."""
 
+VALIDATION_TILES = 4
+"""Windows given to the network at once when validating: torch has a slow convolution for a single small one on the CPU."""
+
 DRAWN_BATCHES = 3
 """Batches of the picture of augmented patches."""
 
@@ -133,7 +136,7 @@ class CtSegmentationTask:
     def _compared(self, model: nn.Module, device: torch.device, case_numbers: Sequence[int]) -> Iterator[ComparedCase]:
         """Validation cases, predicted on the network's grid, beside their references."""
         runtime = TorchRuntime(model, self.description.num_outputs, device)
-        sliding = SlidingWindow(self.plan.patch_ijk, VALIDATION_OVERLAP)
+        sliding = SlidingWindow(self.plan.patch_ijk, VALIDATION_OVERLAP, VALIDATION_TILES)
         for number in case_numbers:
             case = self.validation[number].prepared()
             assert case.classes is not None  # validation cases are labelled, see divide()
