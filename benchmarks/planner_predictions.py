@@ -165,6 +165,7 @@ def one(arguments: dict[str, Any]) -> dict[str, Any]:
 
     from medseg.core.labels import LabelSchema, Structure
     from medseg.core.memory import forget_peak, peak_resident_bytes, resident_bytes
+    from medseg.engine.allocator import keep_freed_memory
     from medseg.engine.machine import Step
     from medseg.losses.build import build_loss
     from medseg.losses.config import DiceCrossEntropyConfig
@@ -190,6 +191,7 @@ def one(arguments: dict[str, Any]) -> dict[str, Any]:
             seconds.append(time.perf_counter() - began)
         return min(seconds[1:])
 
+    keep_freed_memory()
     steps([4, 8], 2, [16, 16, 16], 1, 2)
     before = resident_bytes()
     forget_peak()

@@ -135,7 +135,7 @@ def train(kind: str, num_steps: int, sample: Path, out: Path, medseg) -> list[fl
     config = Path(__file__).parents[2] / "configs" / "ct_segmentation" / "head_neck_unet.yaml"
     answer = medseg(
         "train", config, "--data", sample, "--out", out, "--set", f"network={{kind: {kind}}}",
-        "--set", "plan.spacing_mm=[5, 5, 5]", "--set", "plan.patch_ijk=[64, 32, 64]", "--set", "trainer.batch_size=2",
+        "--set", "plan.spacing_mm=null", "--set", "plan.patch_ijk=[64, 32, 64]", "--set", "trainer.batch_size=2",
         "--set", f"trainer.length={{kind: steps, num_steps: {num_steps}}}", "--set", "trainer.num_threads=1",
         "--set", "trainer.validation.num_validations=1", "--set", "trainer.precision=fp32",
     )  # fmt: skip
