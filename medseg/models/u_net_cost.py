@@ -74,7 +74,7 @@ def u_net_cost(
     for stage, (after, kernel, stride) in enumerate(zip(features, kernels, strides, strict=True)):
         voxels //= math.prod(stride)
         maps.append(voxels)
-        _encode(total, config, stage, before, after, kernel, stride, voxels)
+        _encode(total, config, stage, (before, after), kernel, stride, voxels)
         before = after
     count = config.num_convolutions if isinstance(config, UNetConfig) else 1
     for stage in range(len(features) - 2, -1, -1):
@@ -99,9 +99,15 @@ def u_net_cost(
 
 
 def _encode(
-    total: _Sum, config: UNetConfig | ResidualUNetConfig, stage: int, before: int, after: int, kernel: Axes, stride: Axes,
+    total: _Sum,
+    config: UNetConfig | ResidualUNetConfig,
+    stage: int,
+    channels: tuple[int, int],
+    kernel: Axes,
+    stride: Axes,
     voxels: int,
-) -> None:  # fmt: skip
+) -> None:
+    before, after = channels
     ones = [1] * len(kernel)
     if isinstance(config, UNetConfig):
         for index in range(config.num_convolutions):

@@ -218,7 +218,9 @@ def test_plan_with_a_budget_freezes_the_steps(sample: Path, medseg) -> None:
 
 def test_a_plan_for_a_gpu_that_is_not_here_needs_no_measurement(tmp_path: Path, sample: Path, medseg) -> None:
     path = tmp_path / "plan.json"
-    answer = medseg("plan", sample, "--device", "gpu-8g", "--budget", "24h", "--explain", "--explain-memory", "--out", path)
+    answer = medseg(
+        "plan", sample, "--device", "gpu-8g", "--budget", "24h", "--explain", "--explain-memory", "--out", path
+    )
     assert answer.exit_code == 0, answer.stderr
     plan = json.loads(path.read_text())
     assert plan["precision"] == "fp16"
