@@ -1,7 +1,8 @@
-"""The next batch is made while the network learns from the last one."""
+"""The next batch is made while the network learns from the last one, where there is something free to make it."""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,11 @@ batch that takes longer than a step is late however early it was begun."""
 POLL_S = 0.1
 """How often a thread with a full queue looks whether it is still wanted [s]."""
 
+FEW_CORES = 4
+"""So few do nothing but the network, and batches are made between its steps. A thread beside it would take one core's time
+by turns, and at each of a step's hundreds of operations the others wait for that core: on two cores a step took 1.35 to 1.45
+times as long, for a loader that needs a tenth of it (`benchmarks/step_against_nnunet.py`). Not measured on more."""
+
 T = TypeVar("T")
 
 
@@ -29,11 +35,27 @@ class End:
 
 
 @contextmanager
+def made_in_time(batches: Iterator[T], device: torch.device) -> Iterator[Iterator[T]]:
+    """The batches, made as suits where the network is: :func:`made_ahead`, or on few cores when they are asked for.
+
+    Args:
+        batches: The same to the bit, however they are made.
+        device: Of the network.
+    """
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device.type == "cpu" and num_cores <= min(FEW_CORES, torch.get_num_threads()):
+        yield batches
+        return
+    with made_ahead(batches) as ahead:
+        yield ahead
+
+
+@contextmanager
 def made_ahead(batches: Iterator[T]) -> Iterator[Iterator[T]]:
     """The same batches in the same order, made in a thread of their own; it ends with the context.
 
     Torch and NumPy let go of Python's lock while they compute. The thread computes on one core, as a loader's process
-    does: a sum over a patch that several share would depend on how many they are.
+    does.
 
     Raises:
         Exception: Whatever making a batch raised, where that batch was due.

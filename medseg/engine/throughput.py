@@ -11,7 +11,7 @@ from medseg.core.task import TrainableTask
 from medseg.core.units import duration_text
 from medseg.data.plan import Plan, steps_within
 from medseg.engine.config import BudgetLength, StepsLength, TrainerConfig
-from medseg.engine.prefetch import made_ahead
+from medseg.engine.prefetch import made_in_time
 from medseg.engine.schedule import RunLength
 from medseg.engine.state import start
 from medseg.engine.trainer import train_step
@@ -151,12 +151,12 @@ def _measured_steps(
 ) -> tuple[float, torch.nn.Module]:
     """Mean seconds of a step, the slowest left out where there are a few; and the network.
 
-    Loading is included as in the run: it goes on beside the network.
+    Loading is included as in the run.
     """
     state = start(task, config, device)
     length = RunLength(num_steps=WARMUP_STEPS + most, validate_every=most, checkpoint_every=most)
     seconds: list[float] = []
-    with made_ahead(task.train_batches(0)) as batches:
+    with made_in_time(task.train_batches(0), device) as batches:
         for _ in range(WARMUP_STEPS):
             train_step(task, state, next(batches), config, length, device)
         began = time.perf_counter()

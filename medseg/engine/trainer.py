@@ -16,7 +16,7 @@ from medseg.engine.average import decay_at, update_average
 from medseg.engine.config import TrainerConfig
 from medseg.engine.gradients import gradients_within_memory
 from medseg.engine.interruption import stop_requests
-from medseg.engine.prefetch import made_ahead
+from medseg.engine.prefetch import made_in_time
 from medseg.engine.schedule import RunLength, learning_rate
 from medseg.engine.state import TrainingState, restore, save, start
 from medseg.engine.stopwatch import Stopwatch
@@ -93,7 +93,7 @@ def fit(
     started = time.perf_counter()
     ending: Ending = "finished"
     watch = Stopwatch(state.seconds)
-    prefetch = made_ahead(task.train_batches(state.step))
+    prefetch = made_in_time(task.train_batches(state.step), device)
     with stop_requests() as stop, Tracker(run, state.step) as tracker, prefetch as batches:
         while state.step < length.num_steps:
             with watch.measure("loading"):

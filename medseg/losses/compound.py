@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from medseg.core.shapes import B_SPATIAL, BL_SPATIAL
 from medseg.core.task import StepLoss
 from medseg.losses.partial import BC
+from medseg.losses.softmax_sums import softmax_sums
 
 
 class WeightedSum(nn.Module):
     """The sum of losses, each with its weight.
 
     Args:
-        terms: Losses by the name that the log shows.
+        terms: Losses by the name that the log shows; the softmax ones share one pass over the voxels.
         weights: Their weights, by the same names.
     """
 
@@ -29,6 +30,8 @@ class WeightedSum(nn.Module):
         self, logits: Float[Tensor, BL_SPATIAL], classes_B: Integer[Tensor, B_SPATIAL], annotated_BC: Bool[Tensor, BC]
     ) -> StepLoss:
         """The weighted sum, and each term without its weight."""
-        terms = {name: loss(logits, classes_B, annotated_BC) for name, loss in self.terms.items()}
+        uses_sums = any(loss.uses_sums for loss in self.terms.values())
+        sums = softmax_sums(logits, classes_B, annotated_BC) if uses_sums else None
+        terms = {name: loss(logits, classes_B, annotated_BC, sums) for name, loss in self.terms.items()}
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return StepLoss(total, terms)

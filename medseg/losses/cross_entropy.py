@@ -24,6 +24,7 @@ from medseg.losses.partial import (
     supervised_cases,
     without_ignored,
 )
+from medseg.losses.softmax_sums import SoftmaxSums, softmax_sums
 
 
 class CrossEntropyLoss(nn.Module):
@@ -51,10 +52,27 @@ class CrossEntropyLoss(nn.Module):
         super().__init__()
         self.activation, self.gamma, self.membership = activation, gamma, membership
 
+    @property
+    def uses_sums(self) -> bool:
+        """Whether ``sums`` are used where they are given."""
+        return self.activation == "softmax" and self.gamma == 0
+
     def forward(
-        self, logits: Float[Tensor, BL_SPATIAL], classes_B: Integer[Tensor, B_SPATIAL], annotated_BC: Bool[Tensor, BC]
+        self,
+        logits: Float[Tensor, BL_SPATIAL],
+        classes_B: Integer[Tensor, B_SPATIAL],
+        annotated_BC: Bool[Tensor, BC],
+        sums: SoftmaxSums | None = None,
     ) -> Float[Tensor, ""]:
-        """Loss of a batch; softmax logits have a channel for background, sigmoid ones do not."""
+        """Loss of a batch; softmax logits have a channel for background, sigmoid ones do not.
+
+        ``sums`` are the batch's, where another loss has asked for them already.
+        """
+        if self.uses_sums:
+            sums = sums or softmax_sums(logits, classes_B, annotated_BC)
+            supervised = supervised_cases(annotated_BC)
+            num_voxels = (sums.reference.sum(dim=1) * supervised).sum()
+            return (sums.cross_entropy * supervised).sum() / num_voxels.clamp_min(1)
         logits = full_precision(logits)
         decided_B = decided_voxels(classes_B)
         if decided_B is not None:

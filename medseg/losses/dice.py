@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from medseg.core.shapes import B_SPATIAL, BL_SPATIAL
 from medseg.losses.overlap import over_cases, soft_counts
 from medseg.losses.partial import BC, KC, weighted_mean
+from medseg.losses.softmax_sums import SoftmaxSums
 
 
 class DiceLoss(nn.Module):
@@ -46,11 +47,23 @@ class DiceLoss(nn.Module):
         super().__init__()
         self.activation, self.over, self.smooth, self.membership = activation, over, smooth, membership
 
+    @property
+    def uses_sums(self) -> bool:
+        """Whether ``sums`` are used where they are given."""
+        return self.activation == "softmax"
+
     def forward(
-        self, logits: Float[Tensor, BL_SPATIAL], classes_B: Integer[Tensor, B_SPATIAL], annotated_BC: Bool[Tensor, BC]
+        self,
+        logits: Float[Tensor, BL_SPATIAL],
+        classes_B: Integer[Tensor, B_SPATIAL],
+        annotated_BC: Bool[Tensor, BC],
+        sums: SoftmaxSums | None = None,
     ) -> Float[Tensor, ""]:
-        """Loss of a batch; softmax logits have a channel for background, sigmoid ones do not."""
-        counts = soft_counts(logits, classes_B, annotated_BC, self.activation, self.membership)
+        """Loss of a batch; softmax logits have a channel for background, sigmoid ones do not.
+
+        ``sums`` are the batch's, where another loss has asked for them already.
+        """
+        counts = soft_counts(logits, classes_B, annotated_BC, self.activation, self.membership, sums)
         sums = torch.stack([counts.common, counts.predicted + counts.reference])
         (common, total), known = over_cases(sums, counts.known, self.over)
         return weighted_mean(1 - (2 * common + self.smooth) / (total + self.smooth), known)

@@ -20,6 +20,7 @@ from medseg.losses.partial import (
     structure_targets,
     without_ignored,
 )
+from medseg.losses.softmax_sums import SoftmaxSums, softmax_sums
 
 BS = "batch structures"
 
@@ -47,6 +48,7 @@ def soft_counts(
     annotated_BC: Bool[Tensor, BC],
     activation: Literal["softmax", "sigmoid"],
     membership: Bool[Tensor, KC] | None,
+    sums: SoftmaxSums | None = None,
 ) -> SoftCounts:
     """Count over the decided voxels; background is not counted.
 
@@ -56,13 +58,18 @@ def soft_counts(
         annotated_BC: Which channels somebody looked for, in each case.
         activation: Turns logits into probabilities.
         membership: Where structures are regions (sigmoid only), which classes belong to which.
+        sums: With softmax, of this batch, where they are there already.
     """
+    if activation == "softmax":
+        sums = sums or softmax_sums(logits, classes_B, annotated_BC)
+        known_BS = annotated_BC[:, 1:] & (sums.reference.sum(dim=1, keepdim=True) > 0)
+        return SoftCounts(sums.common[:, 1:], sums.predicted[:, 1:], sums.reference[:, 1:], known_BS)
     logits = full_precision(logits)
     decided_B, known_BS = decided_voxels(classes_B), annotated_BC[:, 1:]
     if decided_B is not None:
         logits = without_ignored(logits, decided_B)
         known_BS = known_BS & decided_B.flatten(1).any(dim=1, keepdim=True)
-    probability_BS = logits.softmax(dim=1)[:, 1:] if activation == "softmax" else logits.sigmoid()
+    probability_BS = logits.sigmoid()
     if decided_B is not None:
         probability_BS = probability_BS * decided_B.unsqueeze(1)
     target_BS = structure_targets(classes_B, probability_BS.shape[1], probability_BS.dtype, membership)

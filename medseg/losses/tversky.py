@@ -17,6 +17,7 @@ from medseg.losses.partial import BC, KC, weighted_mean
 
 SMALLEST = 1e-7
 """About the rounding of 1 - index in float32. Below it a root has no slope, which would grow without bound towards 0."""
+from medseg.losses.softmax_sums import SoftmaxSums
 
 
 class TverskyLoss(nn.Module):
@@ -52,11 +53,23 @@ class TverskyLoss(nn.Module):
         self.activation, self.over, self.smooth, self.membership = activation, over, smooth, membership
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
 
+    @property
+    def uses_sums(self) -> bool:
+        """Whether ``sums`` are used where they are given."""
+        return self.activation == "softmax"
+
     def forward(
-        self, logits: Float[Tensor, BL_SPATIAL], classes_B: Integer[Tensor, B_SPATIAL], annotated_BC: Bool[Tensor, BC]
+        self,
+        logits: Float[Tensor, BL_SPATIAL],
+        classes_B: Integer[Tensor, B_SPATIAL],
+        annotated_BC: Bool[Tensor, BC],
+        sums: SoftmaxSums | None = None,
     ) -> Float[Tensor, ""]:
-        """Loss of a batch; softmax logits have a channel for background, sigmoid ones do not."""
-        counts = soft_counts(logits, classes_B, annotated_BC, self.activation, self.membership)
+        """Loss of a batch; softmax logits have a channel for background, sigmoid ones do not.
+
+        ``sums`` are the batch's, where another loss has asked for them already.
+        """
+        counts = soft_counts(logits, classes_B, annotated_BC, self.activation, self.membership, sums)
         too_much, missed = counts.predicted - counts.common, counts.reference - counts.common
         sums = torch.stack([counts.common, self.alpha * too_much + self.beta * missed])
         (common, wrong), known = over_cases(sums, counts.known, self.over)

@@ -125,7 +125,7 @@ def scale_brightness(volumes_NIJK: Float[Tensor, NIJK], factor_N: Float[Tensor, 
 
 def scale_contrast(volumes_NIJK: Float[Tensor, NIJK], factor_N: Float[Tensor, N]) -> Float[Tensor, NIJK]:
     """Multiply each channel's distance from its mean, and keep it in its old range."""
-    mean = volumes_NIJK.mean(dim=(1, 2, 3), keepdim=True)
+    mean = _mean(volumes_NIJK)
     low, high = _range(volumes_NIJK)
     scaled = torch.lerp(mean, volumes_NIJK, _spread(factor_N))
     return torch.minimum(torch.maximum(scaled, low, out=scaled), high, out=scaled)
@@ -207,10 +207,15 @@ def _range(volumes_NIJK: Float[Tensor, NIJK]) -> tuple[Tensor, Tensor]:
     return volumes_NIJK.amin(dim=(1, 2, 3), keepdim=True), volumes_NIJK.amax(dim=(1, 2, 3), keepdim=True)
 
 
+def _mean(volumes_NIJK: Float[Tensor, NIJK]) -> Float[Tensor, "volumes 1 1 1"]:
+    """Plane by plane: torch splits one sum among its threads, and its last digit would depend on how many they are."""
+    return volumes_NIJK.mean(dim=(2, 3), keepdim=True).mean(dim=1, keepdim=True)
+
+
 def _moments(volumes_NIJK: Float[Tensor, NIJK]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel: faster than ``std``, and unlike ``vector_norm`` as exact."""
-    mean = volumes_NIJK.mean(dim=(1, 2, 3), keepdim=True)
-    variance = (volumes_NIJK - mean).square_().mean(dim=(1, 2, 3), keepdim=True)
+    mean = _mean(volumes_NIJK)
+    variance = _mean((volumes_NIJK - mean).square_())
     num_voxels = volumes_NIJK[0].numel()
     return mean, (variance * (num_voxels / max(1, num_voxels - 1))).sqrt()
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.core.labels import IGNORED, LabelSchema, Structure
+from medseg.losses import softmax_sums
 from medseg.losses.build import build_loss
 from medseg.losses.config import (
     DiceBinaryCrossEntropyConfig,
@@ -165,15 +166,9 @@ def test_autocast_changes_nothing(config, dtype) -> None:
     torch.testing.assert_close(found, loss(low.double(), classes, annotated).total.float(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_dice_and_cross_entropy_are_the_plain_formulas_to_the_bit(activation) -> None:
-    """What leaves voxels out and unites classes must not cost a rounding where nothing is left out or united."""
-    config = DiceCrossEntropyConfig() if activation == "softmax" else DiceBinaryCrossEntropyConfig(smooth=1e-5)
-    parts = draw(config, [[True] * 3] * 2, (7, 6, 5), seed=4)
-    logits, classes, annotated = torch.tensor(parts[0]).float(), torch.tensor(parts[1]), torch.tensor(parts[2])
-    schema = LabelSchema(tuple(Structure(f"structure {value}", value) for value in (5, 2, 9)), ignore_value=20)
-    found = build_loss(config, schema)(logits, classes, annotated).terms
-    target = torch.stack([classes == structure for structure in (1, 2, 3)], dim=1).float()
+def plain_terms(activation, logits, classes):
+    """Cross-entropy and Dice as they are written in a textbook, of three structures that are all annotated."""
+    target = torch.stack([classes == structure for structure in (1, 2, 3)], dim=1).to(logits.dtype)
     if activation == "softmax":
         voxels = -(logits.gather(1, classes[:, None]) - logits.logsumexp(1, keepdim=True))[:, 0]
         p = logits.softmax(1)[:, 1:]
@@ -181,11 +176,44 @@ def test_dice_and_cross_entropy_are_the_plain_formulas_to_the_bit(activation) ->
         voxels = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
         p = logits.sigmoid()
     means = voxels.flatten(voxels.ndim - 3).mean(-1)
-    assert found["ce" if activation == "softmax" else "bce"] == means.sum() / means.numel()
     axes = (2, 3, 4)
     common, total = (p * target).sum(axes).sum(0), (p.sum(axes) + target.sum(axes)).sum(0)
-    dice = 1 - (2 * common + 1e-5) / (total + 1e-5)
-    assert found["dice"] == dice.sum() / 3
+    return means.sum() / means.numel(), (1 - (2 * common + 1e-5) / (total + 1e-5)).sum() / 3
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_dice_and_cross_entropy_round_as_the_plain_formulas_do(activation) -> None:
+    """What leaves voxels out and unites classes must not cost a rounding where nothing is left out or united."""
+    config = DiceCrossEntropyConfig() if activation == "softmax" else DiceBinaryCrossEntropyConfig(smooth=1e-5)
+    parts = draw(config, [[True] * 3] * 2, (7, 6, 5), seed=4)
+    logits, classes, annotated = torch.tensor(parts[0]).float(), torch.tensor(parts[1]), torch.tensor(parts[2])
+    schema = LabelSchema(tuple(Structure(f"structure {value}", value) for value in (5, 2, 9)), ignore_value=20)
+    found = build_loss(config, schema)(logits, classes, annotated).terms
+    found = [found["ce" if activation == "softmax" else "bce"], found["dice"]]
+    if activation == "sigmoid":  # the same operations in the same order
+        assert found == list(plain_terms(activation, logits, classes))
+    else:  # sums that are made in another order: within two units in the last place of the exact ones
+        exact = plain_terms(activation, logits.double(), classes)
+        for term, right in zip(found, exact, strict=True):
+            assert abs(term.double() - right) <= 2 * torch.finfo(torch.float32).eps * right
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int64])
+def test_voxels_may_be_summed_in_any_portions(monkeypatch, dtype) -> None:
+    config = DiceCrossEntropyConfig()
+    parts = draw(config, [[True] * 3, [True, False, False]], (7, 6, 5), seed=5, ignored=0.3)
+    classes, annotated = torch.tensor(parts[1], dtype=dtype), torch.tensor(parts[2])
+    found, before = [], classes.clone()
+    for size in (2**15, 64, 11, 1):
+        monkeypatch.setattr(softmax_sums, "CHUNK_VOXELS", size)
+        logits = torch.tensor(parts[0], requires_grad=True)
+        total = build_loss(config)(logits, classes, annotated).total
+        total.backward()
+        found.append((total.detach(), logits.grad))
+    for total, gradient in found[1:]:
+        torch.testing.assert_close(total, found[0][0], atol=1e-13, rtol=0)
+        torch.testing.assert_close(gradient, found[0][1], atol=1e-15, rtol=1e-12)
+    assert torch.equal(classes, before)
 
 
 def test_the_example_of_the_page() -> None:
