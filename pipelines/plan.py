@@ -50,13 +50,12 @@ def run(dataset_path: Path, options: PlanOptions, listener: Listener = silent) -
     plan = planned(config, dataset, Limits(options.budget_s, options.memory_bytes, options.device, started), listener)
     if options.budget_s is not None and plan.num_steps is None:
         from medseg.engine.seeding import use_threads
-        from medseg.engine.throughput import frozen_length, planned_trainer
+        from medseg.engine.throughput import frozen_length
         from medseg.inference.runtimes.torch import choose_device
 
         use_threads(config.trainer.num_threads)
         task = resolve_reference(spec.create)(config, dataset, plan, listener)
-        trainer = planned_trainer(config.trainer, plan)
-        plan, _ = frozen_length(task, plan, trainer, choose_device(options.device), started)
+        plan, _ = frozen_length(task, plan, config.trainer, choose_device(options.device), started)
     document = plan.model_dump(mode="json")
     if options.out is not None:
         write_json_atomically(options.out, document)

@@ -74,8 +74,8 @@ def train_in(
         use_deterministic_algorithms()
     plan = make_plan(folder, resolve_reference(spec.files), config, dataset, options, listener, started)
     task = resolve_reference(spec.create)(config, dataset, plan, listener)
+    plan, length = throughput.frozen_length(task, plan, config.trainer, device, started)
     trainer_config = throughput.planned_trainer(config.trainer, plan)
-    plan, length = throughput.frozen_length(task, plan, trainer_config, device, started)
     write_json_atomically(folder.plan, plan.model_dump(mode="json"))
     for reason in plan.reasons:
         listener(Progress("training", 0, None, message=reason))

@@ -91,7 +91,7 @@ class TrainerConfig(ConfigBase):
     micro_batch_size: int | None = Field(None, ge=1)
     """Patches at once through the network, gradients averaged; null: the whole batch, halved when memory runs out."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """Arithmetic of the forward pass; fp16 scales the loss. null: the planner chooses, fp16 on GPUs and fp32 on CPUs, where it is fastest."""
+    """Arithmetic of the forward pass; fp16 scales the loss. null: fp16 on GPUs; on CPUs fp32, and with a budget bf16 where a try is faster."""
     validation: ValidationConfig = ValidationConfig()
     """When and on what the network is tried."""
     checkpoint_every: int = Field(100, ge=1)

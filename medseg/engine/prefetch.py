@@ -21,8 +21,8 @@ POLL_S = 0.1
 
 FEW_CORES = 4
 """So few do nothing but the network, and batches are made between its steps. A thread beside it would take one core's time
-by turns, and at each of a step's hundreds of operations the others wait for that core: on two cores a step took 1.35 to 1.45
-times as long, for a loader that needs a tenth of it (`benchmarks/step_against_nnunet.py`). Not measured on more."""
+by turns, and at each of a step's hundreds of operations the others wait for that core: on two cores a step of head_neck_unet took
+.19 s, and .13 s with batches made in between. Not measured on more cores."""
 
 T = TypeVar("T")
 

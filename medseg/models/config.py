@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -9,7 +10,14 @@ from pydantic import Field
 from medseg.core.config import ConfigBase
 
 Count = Annotated[int, Field(ge=1, le=16)]
+Few = Annotated[int, Field(ge=1, le=4)]
 Width = Annotated[int, Field(ge=1)]
+
+
+def of_stages(numbers: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
+    """A number for each stage, finest first: one for all, or those given, of which the last is for all deeper ones."""
+    given = (numbers,) if isinstance(numbers, int) else tuple(numbers)
+    return tuple(given[min(stage, len(given) - 1)] for stage in range(num_stages))
 
 
 class UNetConfig(ConfigBase):
@@ -20,8 +28,8 @@ class UNetConfig(ConfigBase):
     """Channels of each stage, finest first; null: the planner chooses."""
     stem_stride: Literal[1, 2] | None = None
     """2: work on half the resolution and upsample the logits, about five times the patches a second; 1: full resolution; null: the planner chooses."""
-    num_convolutions: int = Field(2, ge=1, le=4)
-    """Convolutions of each stage."""
+    num_convolutions: Few | Annotated[tuple[Few, ...], Field(min_length=1, max_length=8)] = 2
+    """Convolutions of each stage; or a number for each, finest first, deeper stages with as many as the last."""
     deep_supervision: bool = False
     """Learn from the coarser stages of the decoder too; costs nothing when predicting."""
 

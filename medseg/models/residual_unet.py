@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from medseg.core.shapes import BC_SPATIAL
+from medseg.models.config import of_stages
 from medseg.models.layers import average_pool
 from medseg.models.unet import ConvolutionBlock, EncoderDecoder, Stride, kernels_of_stages
 
@@ -79,12 +80,12 @@ class ResidualUNet(EncoderDecoder):
         stem = ConvolutionBlock(in_channels, features[0], kernels[0], strides[0])
         widths = pairwise([features[0], *features])
         encoder = []
+        counts = of_stages(num_blocks, len(features))
         for stage, ((before, after), kernel, stride) in enumerate(zip(widths, kernels, strides, strict=True)):
-            count = num_blocks[min(stage, len(num_blocks) - 1)]
             blocks: list[nn.Module] = [ResidualBlock(before, after, kernel, stride if stage else ones)]
-            blocks += [ResidualBlock(after, after, kernel, ones) for _ in range(count - 1)]
+            blocks += [ResidualBlock(after, after, kernel, ones) for _ in range(counts[stage] - 1)]
             encoder.append(nn.Sequential(*blocks) if stage else nn.Sequential(stem, *blocks))
-        super().__init__(encoder, out_channels, features, strides, kernels, 1, deep_supervision)
+        super().__init__(encoder, out_channels, features, strides, kernels, of_stages(1, len(features)), deep_supervision)
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 nn.init.zeros_(module.second.norm.get_parameter("weight"))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from medseg.models.config import ResidualUNetConfig, UNetConfig
+from medseg.models.config import ResidualUNetConfig, UNetConfig, of_stages
 from medseg.models.cost import BYTES, NetworkCost
 
 Axes = Sequence[int]
@@ -76,12 +76,12 @@ def u_net_cost(
         maps.append(voxels)
         _encode(total, config, stage, (before, after), kernel, stride, voxels)
         before = after
-    count = config.num_convolutions if isinstance(config, UNetConfig) else 1
+    counts = of_stages(config.num_convolutions if isinstance(config, UNetConfig) else 1, len(features))
     for stage in range(len(features) - 2, -1, -1):
         fine, coarse = features[stage], features[stage + 1]
         total.convolve(coarse, fine, strides[stage + 1], maps[stage + 1])
         total.saved.append(2 * fine * maps[stage])  # what comes up beside the skip connection
-        for index in range(count):
+        for index in range(counts[stage]):
             total.block(fine if index else 2 * fine, fine, kernels[stage], maps[stage])
     total.convolve(features[0], out_channels, strides[0], maps[0], bias=True)  # a stride of 1 is a kernel of 1
     logits = patch_voxels * out_channels
@@ -110,11 +110,11 @@ def _encode(
     before, after = channels
     ones = [1] * len(kernel)
     if isinstance(config, UNetConfig):
-        for index in range(config.num_convolutions):
+        for index in range(of_stages(config.num_convolutions, stage + 1)[stage]):
             total.block(after if index else before, after, kernel, voxels)
         return
     if stage == 0:  # the stem
         total.block(before, after, kernel, voxels)
-    for index in range(config.num_blocks[min(stage, len(config.num_blocks) - 1)]):
+    for index in range(of_stages(config.num_blocks, stage + 1)[stage]):
         is_first = stage > 0 and index == 0
         total.residual_block(before if is_first else after, after, kernel, stride if is_first else ones, voxels)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from medseg.core.shapes import BC_SPATIAL
+from medseg.models.config import of_stages
 from medseg.models.layers import convolution, instance_norm, transposed_convolution
 from medseg.models.outputs import Outputs, with_deep_logits
 
@@ -56,7 +57,7 @@ class EncoderDecoder(nn.Module):
         features: Channels of each stage.
         strides: Stride of each stage. Where the first is above 1, a transposed convolution leads straight to the logits.
         kernels: Kernel of each stage.
-        num_convolutions: Convolutions a stage of the decoder.
+        num_convolutions: Convolutions of each stage of the decoder, finest first.
         deep_supervision: In training, also give the logits of the coarser stages of the decoder.
     """
 
@@ -67,7 +68,7 @@ class EncoderDecoder(nn.Module):
         features: Sequence[int],
         strides: Sequence[Stride],
         kernels: Sequence[Sequence[int]],
-        num_convolutions: int,
+        num_convolutions: Sequence[int],
         deep_supervision: bool,
     ) -> None:
         super().__init__()
@@ -75,11 +76,11 @@ class EncoderDecoder(nn.Module):
         self.total_stride = tuple(math.prod(stride[axis] for stride in strides) for axis in range(num_axes))
         self.encoder = nn.ModuleList(encoder)
         self.upsampling, self.decoder = nn.ModuleList(), nn.ModuleList()
-        ways_up = list(zip(pairwise(features), strides[1:], kernels[:-1], strict=True))
-        for (fine, coarse), stride, kernel in reversed(ways_up):
+        ways_up = list(zip(pairwise(features), strides[1:], kernels[:-1], num_convolutions[:-1], strict=True))
+        for (fine, coarse), stride, kernel, count in reversed(ways_up):
             up = transposed_convolution(num_axes)(coarse, fine, tuple(stride), tuple(stride), bias=False)
             self.upsampling.append(up)
-            self.decoder.append(plain_stage(2 * fine, fine, kernel, [1] * num_axes, num_convolutions))
+            self.decoder.append(plain_stage(2 * fine, fine, kernel, [1] * num_axes, count))
         stem = tuple(strides[0])
         self.head: nn.Module
         if max(stem) > 1:
@@ -117,7 +118,8 @@ class UNet(EncoderDecoder):
         strides: Stride on the way into each stage; the first is usually 1. A first stride of 2 makes a network
             that works on half the resolution and upsamples its logits at the end: several times the patches a second.
         kernels: Kernel of each stage; 3 on every axis unless given.
-        num_convolutions: Convolutions a stage, in the encoder and in the decoder.
+        num_convolutions: Convolutions a stage, in the encoder and in the decoder; or of each stage, finest first, deeper ones with
+            as many as the last. One at full resolution costs half as much as two, and most of a network's time is spent there.
         deep_supervision: In training, also give the logits of the coarser stages.
 
     Source:
@@ -133,16 +135,16 @@ class UNet(EncoderDecoder):
         features: Sequence[int],
         strides: Sequence[Stride],
         kernels: Sequence[Sequence[int]] | None = None,
-        num_convolutions: int = 2,
+        num_convolutions: int | Sequence[int] = 2,
         deep_supervision: bool = False,
     ) -> None:
         kernels = kernels_of_stages(features, strides, kernels)
-        widths = pairwise([in_channels, *features])
+        widths, counts = pairwise([in_channels, *features]), of_stages(num_convolutions, len(features))
         encoder = [
-            plain_stage(before, after, kernel, stride, num_convolutions)
-            for (before, after), kernel, stride in zip(widths, kernels, strides, strict=True)
+            plain_stage(before, after, kernel, stride, count)
+            for (before, after), kernel, stride, count in zip(widths, kernels, strides, counts, strict=True)
         ]
-        super().__init__(encoder, out_channels, features, strides, kernels, num_convolutions, deep_supervision)
+        super().__init__(encoder, out_channels, features, strides, kernels, counts, deep_supervision)
 
 
 def kernels_of_stages(

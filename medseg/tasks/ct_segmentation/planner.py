@@ -163,7 +163,6 @@ class Planner:
     def of_memory(self, each: Weighed) -> dict[str, object]:
         """What a plan says of memory."""
         return {
-            "precision": self.machine.precision if self.search.config.trainer.precision is None else None,
             "cases_in_memory": self.cases_bytes(each.choice) > 0 if self.machine.device == "cpu" else None,
             "memory_bytes": {name: round(size) for name, size in each.memory.items()},
         }
@@ -187,6 +186,7 @@ class Planner:
                 "features": best.features,
                 "batch_size": best.choice.batch_size,
                 "num_steps": None if is_here else best.num_steps,
+                "precision": self.machine.precision if self.search.config.trainer.precision is None else None,
                 **self.of_memory(best),
                 "candidates": tuple(each.candidate() for each in kept),
                 "reasons": (*(r for r in old.reasons if not r.startswith("patch ")), *self.reasons(kept)),
@@ -273,7 +273,7 @@ class Planner:
         time_told = "any length of time" if given is None else duration_text(given)
         lost = ", ".join(f"{reason} {loss:.3f}" for reason, loss in best.losses.items())
         told = [
-            f"planned for {time_told} and {size_text(self.machine.memory_bytes)} of memory on {self.machine.name}; peak "
+            f"planned for {time_told} and {size_text(self.machine.memory_bytes)} of memory on {self.machine.name} in {self.machine.precision}; peak "
             f"{size_text(best.peak_bytes)}, {best.seconds_per_step:.3f} s a step, about {best.num_steps} steps",
             f"patch {' x '.join(map(str, choice.layout.patch_ijk))} voxels of a median case's {shape}, "
             f"{choice.batch_size} a step",

@@ -11,7 +11,7 @@ from medseg.core.memory import free_memory_bytes, resident_bytes
 from medseg.core.progress import Listener, Progress, silent
 from medseg.core.task import Limits
 from medseg.engine.machine import GPU_PROGRAM_BYTES, USUAL_CPU, Machine, Step, fit_step_time, profile
-from medseg.engine.throughput import PROBE_STEPS, WARMUP_STEPS, probe_steps
+from medseg.engine.throughput import PROBE_STEPS, WARMUP_STEPS, faster_precision, probe_steps
 from medseg.inference.runtimes.torch import choose_device
 from medseg.tasks.ct_segmentation.search import Choice, Search, closest
 from medseg.tasks.ct_segmentation.training import CtSegmentationTask, create
@@ -73,9 +73,12 @@ def probe(search: Search, limits: Limits, listener: Listener) -> Probed:
     task = create(search.config, search.dataset, some, silent)
     preparing_s = (time.monotonic() - began) / len(some.training_cases)
     trainer = search.config.trainer
-    trainer = trainer.model_copy(update={"precision": trainer.precision or machine.precision})
+    points = _points(search)
+    precision = trainer.precision or faster_precision(_trial(task, points[len(points) // 2]), trainer, device)
+    machine = replace(machine, precision=precision)
+    trainer = trainer.model_copy(update={"precision": precision})
     measured: list[tuple[Step, float]] = []
-    for choice in _points(search):
+    for choice in points:
         expected_s = (WARMUP_STEPS + PROBE_STEPS) * fit_step_time(measured, machine.step_time).seconds(choice.step)
         is_late = bool(measured) and time.monotonic() - began + expected_s > limit_s
         if is_late or sum(machine.memory(choice.step, NUM_MOMENTS).values()) > most_bytes:

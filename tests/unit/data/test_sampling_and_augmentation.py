@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -114,6 +115,22 @@ def test_batches_do_not_depend_on_where_the_run_started(num_workers: int) -> Non
         assert expected.case_ids == found.case_ids
         torch.testing.assert_close(expected.image, found.image, rtol=0, atol=0)
         torch.testing.assert_close(expected.classes, found.classes, rtol=0, atol=0)
+
+
+def test_batches_do_not_depend_on_the_number_of_threads() -> None:
+    """They are made by one thread beside the network, or by all between its steps."""
+    cases = [MemorySource(prepared("a", seed=1, shape=(70, 70, 70)))]  # beyond 32768 voxels torch shares its work out
+    sampler = SamplePatchd(cases, (48, 48, 48), 2, 7, SamplingConfig(), everything())
+    before, found = torch.get_num_threads(), []
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            found.append(list(islice(patch_batches(sampler, LoaderConfig()), 4)))
+    finally:
+        torch.set_num_threads(before)
+    for one, other in [*zip(found[0], found[1], strict=True), *zip(found[0], found[2], strict=True)]:
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.classes, other.classes)
 
 
 def test_mirroring_left_to_right_swaps_sides_and_is_its_own_inverse() -> None:

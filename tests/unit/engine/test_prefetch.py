@@ -7,7 +7,8 @@ from itertools import islice
 import pytest
 import torch
 
-from medseg.engine.prefetch import made_ahead
+from medseg.engine import prefetch
+from medseg.engine.prefetch import made_ahead, made_in_time
 
 
 def count_threads() -> int:
@@ -74,4 +75,26 @@ def test_an_error_of_the_network_ends_the_thread(tmp_path, line_task, train_line
         next(batches)
         raise ZeroDivisionError
     train_line(tmp_path)
+    assert count_threads() == 0
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "num_threads", "device", "is_beside"),
+    [
+        (2, 2, "cpu", False),  # nobody is free
+        (2, 1, "cpu", True),  # a core is
+        (16, 16, "cpu", True),
+        (2, 2, "cuda", True),
+    ],
+)
+def test_a_thread_makes_them_only_where_it_takes_no_core_from_the_network(
+    monkeypatch, num_cores, num_threads, device, is_beside
+) -> None:
+    monkeypatch.setattr(prefetch.os, "sched_getaffinity", lambda _: set(range(num_cores)), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    with made_in_time(iter(range(5)), torch.device(device)) as batches:
+        assert next(batches) == 0
+        assert count_threads() == is_beside
+        assert list(batches) == [1, 2, 3, 4]
     assert count_threads() == 0

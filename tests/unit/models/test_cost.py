@@ -113,7 +113,8 @@ def u_nets(draw):
     features = tuple(draw(st.lists(st.integers(1, 12), min_size=2, max_size=5)))
     deep = draw(st.booleans())
     if draw(st.booleans()):
-        config = UNetConfig(features=features, num_convolutions=draw(st.integers(1, 3)), deep_supervision=deep)
+        counts = draw(st.integers(1, 3) | st.lists(st.integers(1, 3), min_size=1, max_size=6).map(tuple))
+        config = UNetConfig(features=features, num_convolutions=counts, deep_supervision=deep)
     else:
         blocks = tuple(draw(st.lists(st.integers(1, 2), min_size=1, max_size=3)))
         config = ResidualUNetConfig(features=features, num_blocks=blocks, deep_supervision=deep)
