@@ -64,6 +64,6 @@ class DiceLoss(nn.Module):
         ``sums`` are the batch's, where another loss has asked for them already.
         """
         counts = soft_counts(logits, classes_B, annotated_BC, self.activation, self.membership, sums)
-        sums = torch.stack([counts.common, counts.predicted + counts.reference])
-        (common, total), known = over_cases(sums, counts.known, self.over)
+        both = torch.stack([counts.common, counts.predicted + counts.reference])
+        (common, total), known = over_cases(both, counts.known, self.over)
         return weighted_mean(1 - (2 * common + self.smooth) / (total + self.smooth), known)

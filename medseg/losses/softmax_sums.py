@@ -52,7 +52,7 @@ def softmax_sums(
     """
     group_BC = ~annotated_BC
     group_BC[:, 0] = True
-    sums: SoftmaxSums = SoftmaxSums(*_SoftmaxSums.apply(logits.flatten(2), classes_B.flatten(1), group_BC))  # type: ignore[no-untyped-call]
+    sums: SoftmaxSums = SoftmaxSums(*_SoftmaxSums.apply(logits.flatten(2), classes_B.flatten(1), group_BC))
     return sums
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from medseg.core.shapes import B_SPATIAL, BL_SPATIAL
 from medseg.losses.overlap import over_cases, soft_counts
 from medseg.losses.partial import BC, KC, weighted_mean
+from medseg.losses.softmax_sums import SoftmaxSums
 
 SMALLEST = 1e-7
 """About the rounding of 1 - index in float32. Below it a root has no slope, which would grow without bound towards 0."""
-from medseg.losses.softmax_sums import SoftmaxSums
 
 
 class TverskyLoss(nn.Module):
@@ -71,7 +71,7 @@ class TverskyLoss(nn.Module):
         """
         counts = soft_counts(logits, classes_B, annotated_BC, self.activation, self.membership, sums)
         too_much, missed = counts.predicted - counts.common, counts.reference - counts.common
-        sums = torch.stack([counts.common, self.alpha * too_much + self.beta * missed])
-        (common, wrong), known = over_cases(sums, counts.known, self.over)
+        both = torch.stack([counts.common, self.alpha * too_much + self.beta * missed])
+        (common, wrong), known = over_cases(both, counts.known, self.over)
         loss = 1 - (common + self.smooth) / (common + wrong + self.smooth)
         return weighted_mean(loss if self.gamma == 1 else loss.clamp_min(SMALLEST) ** (1 / self.gamma), known)

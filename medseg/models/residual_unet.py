@@ -85,7 +85,9 @@ class ResidualUNet(EncoderDecoder):
             blocks: list[nn.Module] = [ResidualBlock(before, after, kernel, stride if stage else ones)]
             blocks += [ResidualBlock(after, after, kernel, ones) for _ in range(counts[stage] - 1)]
             encoder.append(nn.Sequential(*blocks) if stage else nn.Sequential(stem, *blocks))
-        super().__init__(encoder, out_channels, features, strides, kernels, of_stages(1, len(features)), deep_supervision)
+        super().__init__(
+            encoder, out_channels, features, strides, kernels, of_stages(1, len(features)), deep_supervision
+        )
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 nn.init.zeros_(module.second.norm.get_parameter("weight"))

@@ -11,9 +11,7 @@ from medseg.engine.config import TrainerConfig
 from medseg.engine.throughput import faster_precision, planned_trainer, with_precision
 
 CPU = torch.device("cpu")
-PLAN = Plan(
-    spacing_ijk_mm=(1, 1, 1), patch_ijk=(8, 8, 8), strides=((1, 1, 1),), normalisation=(), batch_size=8
-)
+PLAN = Plan(spacing_ijk_mm=(1, 1, 1), patch_ijk=(8, 8, 8), strides=((1, 1, 1),), normalisation=(), batch_size=8)
 
 
 def slow_in(task, dtype: torch.dtype):
