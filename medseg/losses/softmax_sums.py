@@ -97,6 +97,10 @@ class _Chunk:
     def _of_target(self, values_CV: Tensor) -> Tensor:
         return values_CV.gather(0, self.target_V.unsqueeze(0)).squeeze(0)
 
+    def by_target(self, values_V: Tensor) -> Tensor:
+        """Sum over the decided voxels of each class; of a chunk alone, so that large sums don't swallow small values."""
+        return values_V.new_zeros(len(self.p_CV)).index_add_(0, self.target_V, self.decided(values_V))
+
     def decided(self, values: Tensor) -> Tensor:
         """Values of voxels, 0 where ignored."""
         return values if self.decided_V is None else values * self.decided_V
@@ -111,9 +115,9 @@ class _SoftmaxSums(torch.autograd.Function):
         common, predicted, reference = logits_BCV.new_zeros((3, *logits_BCV.shape[:2]), dtype=dtype)
         entropy = logits_BCV.new_zeros(len(logits_BCV), dtype=dtype)
         for case, _, chunk in _chunks(logits_BCV, classes_BV, group_BC, ctx.has_ignored):
-            common[case].index_add_(0, chunk.target_V, chunk.decided(chunk.p_target_V))
+            common[case] += chunk.by_target(chunk.p_target_V)
             predicted[case] += chunk.decided(chunk.p_CV).sum(dim=1)
-            reference[case].index_add_(0, chunk.target_V, chunk.decided(torch.ones_like(chunk.p_target_V)))
+            reference[case] += chunk.by_target(torch.ones_like(chunk.p_target_V))
             entropy[case] -= chunk.decided(chunk.log_p_target_V).sum()
         ctx.mark_non_differentiable(reference)
         return common, predicted, reference, entropy
@@ -135,7 +139,8 @@ class _SoftmaxSums(torch.autograd.Function):
             else:
                 target_V -= of_entropy * ~chunk.in_group_V
                 slope_CV.index_add_(0, chunk.members_G, chunk.share_GV * (chunk.in_group_V * -of_entropy))
-            slope_CV.scatter_add_(0, chunk.target_V.unsqueeze(0), target_V.unsqueeze(0))
+            at_target = chunk.target_V.unsqueeze(0)  # each voxel has one; scatter_add_ is not deterministic on a GPU
+            slope_CV.scatter_(0, at_target, slope_CV.gather(0, at_target) + target_V)
             result[case, :, voxels] = chunk.decided(slope_CV)
         return result, None, None
 
