@@ -53,7 +53,7 @@ def test_the_commands_run_one_after_the_other(workplace: Path) -> None:
 def test_the_demo_runs_and_goes_on(tmp_path: Path) -> None:
     run([sys.executable, "-m", "pipelines.cli", "demo", "--out", str(tmp_path / "demo"), "--budget", "20s"], ROOT)
     figures = tmp_path / "demo" / "evaluation" / "figures"
-    assert {path.name for path in figures.iterdir()} == {"pt_201.png", "pt_222.png", "scores.png"}
+    assert {path.name for path in figures.iterdir()} == {"pt_201.png", "pt_222.png", "scores.png", "comparison.png"}
     weights = tmp_path / "demo" / "run" / "bundle" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     run([sys.executable, "-m", "pipelines.cli", "demo", "--out", str(tmp_path / "demo"), "--budget", "20s"], ROOT)
