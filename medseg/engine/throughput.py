@@ -111,11 +111,12 @@ def frozen_length(
         started: ``time.monotonic()`` when the command began: reading and preparing count against the budget.
     """
     validations = config.validation.num_validations
+    if plan.num_steps is None:
+        plan = with_precision(task, plan, config, device)
     if plan.num_steps is None and isinstance(config.length, StepsLength):
         plan = plan.model_copy(update={"num_steps": config.length.num_steps})
     elif plan.num_steps is None and isinstance(config.length, BudgetLength):
         budget_s = config.length.budget_s
-        plan = with_precision(task, plan, config, device)
         measured = measure_throughput(task, planned_trainer(config, plan), device, MEASURING_SHARE * budget_s)
         case_s, num_cases = measured.seconds_per_validation_case, task.num_validation_cases
         validation_s = min(config.validation.max_cases, num_cases) * case_s
@@ -143,8 +144,12 @@ def frozen_length(
 
 
 def with_precision(task: TrainableTask, plan: Plan, config: TrainerConfig, device: torch.device) -> Plan:
-    """The plan with the arithmetic that suits this machine, where neither it nor the config says which."""
-    if config.precision is not None or plan.precision is not None:
+    """The plan with the arithmetic that suits this machine, where neither it nor the config says which.
+
+    A run counted in steps is not timed: on a CPU it stays in fp32, so that its result does not depend on a measurement.
+    """
+    is_untimed = device.type == "cpu" and isinstance(config.length, StepsLength)
+    if is_untimed or config.precision is not None or plan.precision is not None:
         return plan
     return plan.model_copy(update={"precision": faster_precision(task, config, device)})
 

@@ -74,7 +74,11 @@ def probe(search: Search, limits: Limits, listener: Listener) -> Probed:
     preparing_s = (time.monotonic() - began) / len(some.training_cases)
     trainer = search.config.trainer
     points = _points(search)
-    precision = trainer.precision or faster_precision(_trial(task, points[len(points) // 2]), trainer, device)
+    precision = trainer.precision or machine.precision
+    if (
+        trainer.precision is None and limits.budget_s is not None
+    ):  # what is counted in steps must not depend on a timing
+        precision = faster_precision(_trial(task, points[len(points) // 2]), trainer, device)
     machine = replace(machine, precision=precision)
     trainer = trainer.model_copy(update={"precision": precision})
     measured: list[tuple[Step, float]] = []

@@ -7,7 +7,7 @@ import torch
 
 from medseg.core.task import StepLoss
 from medseg.data.plan import Plan
-from medseg.engine.config import TrainerConfig
+from medseg.engine.config import StepsLength, TrainerConfig
 from medseg.engine.throughput import faster_precision, planned_trainer, with_precision
 
 CPU = torch.device("cpu")
@@ -40,4 +40,7 @@ def test_what_the_plan_or_the_config_says_is_not_tried(line_task) -> None:
     assert with_precision(untouched, given, TrainerConfig(), CPU) is given
     assert with_precision(untouched, PLAN, TrainerConfig(precision="fp32"), CPU) is PLAN
     assert faster_precision(untouched, TrainerConfig(), torch.device("cuda")) == "fp16"
+    counted = TrainerConfig(length=StepsLength(num_steps=5))
+    assert with_precision(untouched, PLAN, counted, CPU) is PLAN, "no result depends on a timing"
+    assert with_precision(untouched, PLAN, counted, torch.device("cuda")).precision == "fp16"
     assert untouched.sizes == []
