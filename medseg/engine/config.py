@@ -50,7 +50,19 @@ class SGDConfig(ConfigBase):
     """L2 penalty."""
 
 
-Optimizer = Annotated[AdamWConfig | SGDConfig, Field(discriminator="kind")]
+class MuonConfig(ConfigBase):
+    """Muon for the weights between hidden layers, AdamW for the others: fewer steps for the same."""
+
+    kind: Literal["muon"] = "muon"
+    learning_rate: float = Field(3e-3, gt=0)
+    """Highest learning rate, reached after the warm-up; AdamW's serves."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """Decoupled weight decay."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Nesterov momentum of Muon's part."""
+
+
+Optimizer = Annotated[AdamWConfig | MuonConfig | SGDConfig, Field(discriminator="kind")]
 
 
 class ScheduleConfig(ConfigBase):
@@ -81,7 +93,7 @@ class TrainerConfig(ConfigBase):
     batch_size: int | None = Field(None, ge=1, le=1024)
     """Patches a step; null: the planner chooses."""
     optimizer: Optimizer = AdamWConfig()
-    """kind adamw or sgd."""
+    """kind adamw, muon or sgd."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rate over the steps."""
     clip_norm: float | None = Field(12.0, gt=0)

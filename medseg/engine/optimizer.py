@@ -11,7 +11,8 @@ from typing import assert_never
 import torch
 from torch import nn
 
-from medseg.engine.config import AdamWConfig, Optimizer, SGDConfig
+from medseg.engine.config import AdamWConfig, MuonConfig, Optimizer, SGDConfig
+from medseg.engine.muon import Muon
 
 
 def build_optimizer(config: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
@@ -21,6 +22,8 @@ def build_optimizer(config: Optimizer, network: nn.Module) -> torch.optim.Optimi
             return torch.optim.AdamW(
                 network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
             )
+        case MuonConfig():
+            return Muon(network, config.learning_rate, config.weight_decay, config.momentum)
         case SGDConfig():
             return torch.optim.SGD(
                 network.parameters(),

@@ -15,7 +15,7 @@ from torch import nn
 from medseg.core.errors import CheckpointError
 from medseg.core.progress import Progress, silent
 from medseg.core.task import Batch, TrainableTask
-from medseg.engine.config import AdamWConfig, SGDConfig, TrainerConfig, ValidationConfig
+from medseg.engine.config import AdamWConfig, MuonConfig, SGDConfig, TrainerConfig, ValidationConfig
 from medseg.engine.precision import Precision
 from medseg.engine.schedule import RunLength, learning_rate
 from medseg.engine.state import restore, save, start
@@ -104,7 +104,7 @@ def test_an_infinite_gradient_in_fp16_is_skipped_and_halves_the_scale() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("optimizer", [AdamWConfig(), SGDConfig()])
+@pytest.mark.parametrize("optimizer", [AdamWConfig(), MuonConfig(), SGDConfig()])
 def test_checkpoints_bring_back_everything(tmp_path: Path, line_task, precision: str, optimizer) -> None:
     config = TrainerConfig(precision=precision, optimizer=optimizer)
     length = RunLength(4, 2, 2)
