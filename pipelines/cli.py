@@ -298,6 +298,13 @@ def predict(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one for each core.")] = None,
     tile_batch: Annotated[int, typer.Option(min=1, help="Windows given to the network at once.")] = 1,
     overlap: Annotated[float, typer.Option(min=0.0, max=0.95, help="Overlap of neighbouring windows.")] = 0.5,
+    skip_air: Annotated[
+        bool,
+        typer.Option(
+            "--skip-air/--no-skip-air",
+            help="Leave out the windows of a CT that hold nothing of the body; off by itself where the model labels air.",
+        ),
+    ] = True,
     allow: Allow = None,
     preview: Annotated[bool, typer.Option("--preview", help="Also draw the contours on each scan.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
@@ -317,7 +324,7 @@ def predict(
 
         options = pipeline.PredictOptions(
             out=out, split=split.value if split else None, device=device, threads=threads, tile_batch=tile_batch,
-            overlap=overlap, allow=codes_of(allow), preview=preview, overwrite=overwrite,
+            overlap=overlap, skip_air=skip_air, allow=codes_of(allow), preview=preview, overwrite=overwrite,
         )  # fmt: skip
         return pipeline.run(bundle, inputs, options, _display(quiet))
 

@@ -31,6 +31,7 @@ class PredictOptions:
     threads: int | None = None
     tile_batch: int = 1
     overlap: float = 0.5
+    skip_air: bool = True
     allow: frozenset[str] = frozenset()
     preview: bool = False
     overwrite: bool = False
@@ -103,6 +104,7 @@ def settings(options: PredictOptions) -> dict[str, Any]:
     return {
         "overlap": options.overlap,
         "tile_batch": options.tile_batch,
+        "skip_air": options.skip_air,
         "threads": options.threads,
         "device": options.device,
         "allow": sorted(options.allow),
@@ -114,7 +116,7 @@ def load(ensemble: Ensemble, options: PredictOptions) -> Predictor:
     from medseg.engine.seeding import use_threads
 
     use_threads(options.threads)
-    return Predictor.of(ensemble, options.device, options.overlap, options.tile_batch)
+    return Predictor.of(ensemble, options.device, options.overlap, options.tile_batch, options.skip_air)
 
 
 def outcome(manifest: Manifest, records: Sequence[CaseRecord], out: Path) -> Outcome:

@@ -209,7 +209,10 @@ class LabelSchema:
 
     def to_values(self, channels: Integer[np.ndarray, "*axes"]) -> Integer[np.ndarray, "*axes"]:
         """Channel numbers to label values, in :meth:`label_dtype`."""
-        values: np.ndarray = self.values.astype(self.label_dtype())[channels]
+        table = self.values.astype(self.label_dtype())
+        values = np.empty_like(channels, dtype=table.dtype)
+        for plane, target in zip(_planes(channels), _planes(values), strict=True):  # as in to_classes
+            target[...] = table[plane]
         return values
 
     def to_channels(self, array: Integer[np.ndarray, "*axes"]) -> Integer[np.ndarray, "*axes"]:

@@ -35,6 +35,11 @@ class PatchLocation:
         i, j, k = (slice(start, stop) for start, stop in zip(self.start_ijk, self.stop_ijk, strict=True))
         return i, j, k
 
+    def moved(self, by_ijk: Shape3) -> PatchLocation:
+        """The same box further on."""
+        i, j, k = (start + step for start, step in zip(self.start_ijk, by_ijk, strict=True))
+        return PatchLocation((i, j, k), self.shape_ijk)
+
     def inside(self, shape_ijk: Shape3) -> PatchLocation:
         """The part of the box that lies in a volume of this shape."""
         start = [min(max(first, 0), size) for first, size in zip(self.start_ijk, shape_ijk, strict=True)]
@@ -56,15 +61,11 @@ class PatchLocation:
 
 
 def cut_out(
-    array_CIJK: Shaped[np.ndarray, CIJK], place: PatchLocation, outside: int | None = None
+    array_CIJK: Shaped[np.ndarray, CIJK], place: PatchLocation, outside: Sequence[float]
 ) -> Shaped[np.ndarray, "channels i j k"]:
-    """The voxels of a place; beyond the volume each channel is ``outside``, or its own smallest value (air)."""
+    """The voxels of a place; beyond the volume each channel has its ``outside``."""
     shape = (array_CIJK.shape[1], array_CIJK.shape[2], array_CIJK.shape[3])
-    inner = array_CIJK[(slice(None), *place.inside(shape).to_slices())]
-    if inner.shape[1:] == place.shape_ijk:
-        return inner.copy()
-    values = array_CIJK.min(axis=(1, 2, 3)) if outside is None else np.full(len(array_CIJK), outside)
-    return surrounded(inner, place, shape, values.astype(np.float64).tolist())
+    return surrounded(array_CIJK[(slice(None), *place.inside(shape).to_slices())], place, shape, outside)
 
 
 def surrounded(

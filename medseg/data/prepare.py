@@ -13,7 +13,7 @@ from medseg.core.geometry import Geometry, Spacing3
 from medseg.core.labels import LabelSchema
 from medseg.core.shapes import CIJK, IJK
 from medseg.data.config import Normalisation, WindowNormalisation
-from medseg.data.resample import grid_weights, resample, resample_classes
+from medseg.data.resample import AxisWeights, grid_weights, resample, resample_classes, resampling_order
 from medseg.data.shear import straightened
 
 SMALLEST_STD = 1e-6
@@ -22,6 +22,9 @@ SMALLEST_STD = 1e-6
 SMALLEST_ROUNDED_STD = 10.0
 """Windowed intensities are kept as whole numbers where their standard deviation is at least this [HU for CT]: rounding
 then moves no normalised voxel by more than 0.05, far less than the noise of a CT."""
+
+SLAB_VOXELS = 2**22
+"""Of the file, resampled at a time: 16 MiB as floats, and a few times that while an axis is resampled."""
 
 
 def prepare(
@@ -125,16 +128,16 @@ def _on_grid(
     upright = file_grid.orthogonal
     grid = upright.canonical.resampled(spacing_ijk_mm)
     weights = grid_weights(upright.canonical, grid, smooth=True)
-    image = clipped(case.image.array, normalisation)
-    if upright is not file_grid:
-        lowest = (float(channel.min()) for channel in image)
-        image = np.stack(
-            [
-                straightened(channel, file_grid, upright, is_smooth=True, outside=low)
-                for channel, low in zip(image, lowest, strict=True)
-            ]
-        )
-    image = np.ascontiguousarray(resample(upright.axes.to_canonical(image), weights))
+    if upright is file_grid:
+        image = _resampled(upright.axes.to_canonical(case.image.array), weights, normalisation)
+    else:
+        whole = clipped(case.image.array, normalisation)
+        lowest = (float(channel.min()) for channel in whole)
+        straight = [
+            straightened(channel, file_grid, upright, is_smooth=True, outside=low)
+            for channel, low in zip(whole, lowest, strict=True)
+        ]
+        image = np.ascontiguousarray(resample(upright.axes.to_canonical(np.stack(straight)), weights))
     if case.label is None:
         return image, None, grid
     labels = schema.to_classes(case.label.array)
@@ -143,6 +146,23 @@ def _on_grid(
     labels = upright.axes.to_canonical(labels)
     # Not smoothed: a structure just thicker than two voxels of this grid would fall below one half everywhere.
     return image, resample_classes(labels, grid_weights(upright.canonical, grid, smooth=False)), grid
+
+
+def _resampled(
+    image_CIJK: Shaped[np.ndarray, CIJK], weights: Sequence[AxisWeights], normalisation: Sequence[Normalisation]
+) -> Float[np.ndarray, CIJK]:
+    """Clipped and resampled, a few planes at a time: as floats, a whole scan takes twice what its file's numbers take."""
+    order = resampling_order(weights, image_CIJK.shape[1:])
+    across, num_planes = weights[2], len(weights[2].indices)
+    result = np.empty((len(image_CIJK), *(len(axis.indices) for axis in weights)), np.float32)
+    step = max(1, SLAB_VOXELS // (len(image_CIJK) * image_CIJK.shape[1] * image_CIJK.shape[2]))
+    for start in range(0, num_planes, step):
+        rows = slice(start, min(start + step, num_planes))
+        first, stop = int(across.indices[rows].min()), int(across.indices[rows].max()) + 1
+        slab = clipped(image_CIJK[..., first:stop], normalisation)
+        here = AxisWeights(across.indices[rows] - first, across.weights[rows])
+        result[..., rows] = resample(slab, (weights[0], weights[1], here), order)
+    return result
 
 
 def _scale(channel: Float[np.ndarray, IJK], how: Normalisation) -> tuple[float, float]:

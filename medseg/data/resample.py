@@ -39,6 +39,23 @@ class AxisWeights:
         """The weights of some target voxels only."""
         return AxisWeights(self.indices[rows], self.weights[rows])
 
+    def within(self, first: int, size: int, num_source: int) -> tuple[slice, AxisWeights]:
+        """The target voxels that lie in a part of the source axis, and their weights over that part alone.
+
+        A target voxel lies there if its centre is nearest to a source voxel of the part. At an end of the part its value is
+        held, as it is at an end of the axis.
+
+        Args:
+            first, size: The part.
+            num_source: Voxels of the whole source axis; what lies beyond an end of it belongs to the voxel at that end.
+        """
+        centres = (self.indices * self.weights.astype(np.float64)).sum(axis=1)
+        low = first - 0.5 if first > 0 else -np.inf
+        high = first + size - 0.5 if first + size < num_source else np.inf
+        inside = np.flatnonzero((centres >= low) & (centres < high))
+        rows = slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
+        return rows, AxisWeights(np.clip(self.indices[rows] - first, 0, size - 1), self.weights[rows])
+
     def apply(self, array: Shaped[np.ndarray, ANY], axis: int) -> Float[np.ndarray, ANY]:
         """Resample one axis of a floating-point array."""
         if self.is_identity:
@@ -94,14 +111,20 @@ def grid_weights(source: Geometry, target: Geometry, *, smooth: bool) -> tuple[A
     return i, j, k
 
 
-def resample(array: Float[np.ndarray, ANY], weights: Sequence[AxisWeights]) -> Float[np.ndarray, ANY]:
-    """Resample the last three axes, the one that shrinks most first."""
+def resample(
+    array: Float[np.ndarray, ANY], weights: Sequence[AxisWeights], order: Sequence[int] | None = None
+) -> Float[np.ndarray, ANY]:
+    """Resample the last three axes one after the other: in an order of :func:`resampling_order`, or of one's own."""
     lead = array.ndim - len(weights)
-    order = sorted(range(len(weights)), key=lambda axis: len(weights[axis].indices) / array.shape[lead + axis])
-    for axis in order:
+    for axis in resampling_order(weights, array.shape[lead:]) if order is None else order:
         untouched = weights[axis].is_identity and len(weights[axis].indices) == array.shape[lead + axis]
         array = array if untouched else weights[axis].apply(array, lead + axis)
     return array
+
+
+def resampling_order(weights: Sequence[AxisWeights], shape: Sequence[int]) -> list[int]:
+    """The axes, the one that shrinks most first, so that the others have less to do."""
+    return sorted(range(len(weights)), key=lambda axis: len(weights[axis].indices) / shape[axis])
 
 
 def resample_classes(

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Shaped
-
 from medseg.core.case import PreparedCase
-from medseg.core.geometry import Axes
-from medseg.core.shapes import ANY
+from medseg.core.geometry import Axes, Shape3
 from medseg.data.resample import AxisWeights, grid_weights
 from medseg.data.shear import Shear, index_map
 
@@ -38,6 +34,10 @@ class GridMapping:
         weights = grid_weights(prepared.geometry, upright.canonical, smooth=False)
         return cls(weights, upright.axes, shear)
 
-    def to_file_axes(self, array: Shaped[np.ndarray, ANY]) -> Shaped[np.ndarray, ANY]:
-        """An array of the file's grid in R, A, S order, turned to the file's own axes (contiguous)."""
-        return np.ascontiguousarray(self.axes.from_canonical(array))
+    @property
+    def file_shape_ijk(self) -> Shape3:
+        """Of the file's grid, in the file's own axes."""
+        if self.shear is not None:
+            return self.shear.shape_ijk
+        sizes = {axis: len(weights.indices) for axis, weights in zip(self.axes.order, self.weights, strict=True)}
+        return sizes[0], sizes[1], sizes[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
-from medseg.core.case import Case
+from medseg.core.case import Case, PreparedCase
 from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSchema
 from medseg.core.progress import Listener, silent
@@ -18,12 +18,13 @@ from medseg.core.shapes import IJK
 from medseg.core.volume import LabelMap, Volume
 from medseg.data.prepare import prepare
 from medseg.data.restore import GridMapping
+from medseg.inference.body import Body, find_body, labels_air, whole_image
 from medseg.inference.components import keep_components
 from medseg.inference.description import ModelDescription
 from medseg.inference.ensemble import Ensemble, open_ensemble
-from medseg.inference.resolve import resolve
+from medseg.inference.resolve import channel_dtype, make_resolver
 from medseg.inference.runtime import Runtime, averaged
-from medseg.inference.sliding import SlidingWindow, predict_logits
+from medseg.inference.sliding import SlidingWindow, predict_planes
 from medseg.io.volume import read_volume
 
 
@@ -52,26 +53,47 @@ class Predictor:
         runtime: Runs the network, or all of them.
         overlap: Smallest part of a window that its neighbour covers too.
         tile_batch: Windows given to the network at once.
+        skip_air: Leave out the windows of a CT that hold nothing of the body, unless the model's structures may be air.
     """
 
     def __init__(
-        self, description: ModelDescription, runtime: Runtime, overlap: float = 0.5, tile_batch: int = 1
+        self,
+        description: ModelDescription,
+        runtime: Runtime,
+        overlap: float = 0.5,
+        tile_batch: int = 1,
+        skip_air: bool = True,
     ) -> None:
         self.description, self.runtime = description, runtime
+        self.skip_air = skip_air and not labels_air(description.plan, description.modalities)
         self.sliding = SlidingWindow(description.plan.patch_ijk, overlap, tile_batch)
 
     @classmethod
-    def load(cls, bundle: str | Path, device: str = "auto", overlap: float = 0.5, tile_batch: int = 1) -> Predictor:
+    def load(
+        cls,
+        bundle: str | Path,
+        device: str = "auto",
+        overlap: float = 0.5,
+        tile_batch: int = 1,
+        skip_air: bool = True,
+    ) -> Predictor:
         """Load a bundle folder, a run folder or a bundled model by its name; several joined by commas are an ensemble.
 
         Raises:
             CheckpointError: A bundle is unusable.
             ConfigError: The device does not exist, or bundles do not fit together.
         """
-        return cls.of(open_ensemble(bundle), device, overlap, tile_batch)
+        return cls.of(open_ensemble(bundle), device, overlap, tile_batch, skip_air)
 
     @classmethod
-    def of(cls, ensemble: Ensemble, device: str = "auto", overlap: float = 0.5, tile_batch: int = 1) -> Predictor:
+    def of(
+        cls,
+        ensemble: Ensemble,
+        device: str = "auto",
+        overlap: float = 0.5,
+        tile_batch: int = 1,
+        skip_air: bool = True,
+    ) -> Predictor:
         """Load what was opened.
 
         Raises:
@@ -85,7 +107,7 @@ class Predictor:
             load_runtime(description, bundle.weights, where)
             for description, bundle in zip(ensemble.descriptions, ensemble.bundles, strict=True)
         ]
-        return cls(ensemble.description, averaged(runtimes), overlap, tile_batch)
+        return cls(ensemble.description, averaged(runtimes), overlap, tile_batch, skip_air)
 
     def predict(self, image: str | Path | Volume, allow: Collection[str] = ()) -> LabelMap:
         """Label a scan.
@@ -112,20 +134,47 @@ class Predictor:
         marks = [time.perf_counter()]
         prepared = prepare(case, schema, plan.spacing_ijk_mm, plan.normalisation)
         marks.append(time.perf_counter())
-        logits = predict_logits(prepared.image, self.runtime, self.sliding, listener)
+        channels, resolving_s = self._channels(prepared, listener)
         marks.append(time.perf_counter())
-        mapping = GridMapping.of(prepared)
-        channels = resolve(self.runtime.to_numpy(logits), mapping, self.description.decision)
         keep_components(channels, geometry.voxel_volume_ml, schema, self.description.components)
         marks.append(time.perf_counter())
-        seconds = dict(zip(("prepare", "network", "resolve"), np.diff(marks).round(3).tolist(), strict=True))
+        prepare_s, predict_s, components_s = np.diff(marks).tolist()
+        stages = {"prepare": prepare_s, "network": predict_s - resolving_s, "resolve": resolving_s + components_s}
+        seconds = {stage: round(took_s, 3) for stage, took_s in stages.items()}
         label_map = LabelMap(schema.to_values(channels), geometry, case.image.record)
         return Prediction(label_map, seconds, volumes_ml(channels, geometry, schema), truncated(channels, schema))
+
+    def _channels(self, prepared: PreparedCase, listener: Listener) -> tuple[Integer[np.ndarray, IJK], float]:
+        """Channel numbers on the file's grid, decided plane by plane, and how long resolving took [s]."""
+        body = self._body(prepared)
+        shape = prepared.geometry.shape_ijk
+        box = whole_image(shape) if body is None else body.box(self.sliding.window_ijk)
+        grid = self.sliding.over(box.shape_ijk)
+        skipped = set() if body is None else {p for p in grid.windows() if not body.is_in(p.moved(box.start_ijk))}
+        mapping = GridMapping.of(prepared)
+        channels = np.zeros(mapping.file_shape_ijk, channel_dtype(self.description.labels.num_channels))
+        resolver = make_resolver(mapping, self.description.decision, grid.walk_axis, box, shape, channels)
+        image_CIJK = prepared.image[(slice(None), *box.to_slices())]
+        resolving_s = 0.0
+        for number, logits in predict_planes(image_CIJK, self.runtime, grid, self.sliding.tile_batch, skipped, listener):
+            began = time.perf_counter()
+            resolver.add(number, logits)
+            resolving_s += time.perf_counter() - began
+        return channels, resolving_s
+
+    def _body(self, prepared: PreparedCase) -> Body | None:
+        """What has to be looked at; None: everything."""
+        if not self.skip_air:
+            return None
+        plan = self.description.plan
+        return find_body(prepared.image, plan.spacing_ijk_mm, self.description.modalities, plan.normalisation)
 
 
 def volumes_ml(channels: Integer[np.ndarray, IJK], geometry: Geometry, schema: LabelSchema) -> dict[str, float]:
     """Volume of each structure [ml], 0 where it was not found."""
-    counts = np.bincount(channels.ravel(), minlength=schema.num_channels) @ schema.counts_as
+    planes = np.moveaxis(channels, -1, 0)  # one at a time: counting takes eight bytes a voxel
+    written = sum((np.bincount(plane.ravel(), minlength=schema.num_channels) for plane in planes), start=0)
+    counts = written @ schema.counts_as
     return {
         name: round(float(count) * geometry.voxel_volume_ml, 4)
         for name, count in zip(schema.names, counts[1:], strict=True)

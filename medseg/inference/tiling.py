@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -19,21 +21,64 @@ SMALLEST_WEIGHT = 1e-3
 """Smallest weight of a window's voxel relative to its centre: corners must count, or a sum of weights could vanish."""
 
 
-def window_locations(shape_ijk: Shape3, window_ijk: Shape3, overlap: float) -> tuple[PatchLocation, ...]:
-    """Windows that cover a volume, evenly spread along each axis, i slowest.
+@dataclass(frozen=True)
+class WindowGrid:
+    """Windows that cover a volume, evenly spread along each axis, and the axis along which they are walked.
 
-    Args:
+    Attributes:
         shape_ijk: Of the volume.
-        window_ijk: Of the window. Along an axis where the volume is smaller there is one window, centred on it.
-        overlap: Smallest part of a window that its neighbour covers too, at least 0 and below 1.
-
-    Raises:
-        ConfigError: The overlap is out of range.
+        window_ijk: Of the window.
+        starts: First voxels of the windows along each axis, ascending. Where the volume is smaller than the window there is one,
+            centred on it.
+        walk_axis: The windows that share a start along this axis are a layer; layers follow each other.
     """
-    if not 0 <= overlap < 1:
-        raise ConfigError(f"expected an overlap of at least 0 and below 1, found {overlap}")
-    starts = [_starts(size, window, overlap) for size, window in zip(shape_ijk, window_ijk, strict=True)]
-    return tuple(PatchLocation((i, j, k), window_ijk) for i, j, k in product(*starts))
+
+    shape_ijk: Shape3
+    window_ijk: Shape3
+    starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    walk_axis: int
+
+    @classmethod
+    def over(cls, shape_ijk: Shape3, window_ijk: Shape3, overlap: float) -> WindowGrid:
+        """The grid over a volume, walked along the axis on which the fewest voxels are unfinished at a time.
+
+        Args:
+            shape_ijk: Of the volume.
+            window_ijk: Of the window.
+            overlap: Smallest part of a window that its neighbour covers too, at least 0 and below 1.
+
+        Raises:
+            ConfigError: The overlap is out of range.
+        """
+        if not 0 <= overlap < 1:
+            raise ConfigError(f"expected an overlap of at least 0 and below 1, found {overlap}")
+        i, j, k = (tuple(_starts(size, window, overlap)) for size, window in zip(shape_ijk, window_ijk, strict=True))
+        depths = [min(size, window) / size for size, window in zip(shape_ijk, window_ijk, strict=True)]
+        return cls(shape_ijk, window_ijk, (i, j, k), depths.index(min(depths)))
+
+    @property
+    def num_windows(self) -> int:
+        """In all layers together."""
+        i, j, k = self.starts
+        return len(i) * len(j) * len(k)
+
+    @property
+    def num_unfinished_planes(self) -> int:
+        """Planes across the walked axis on which logits are summed at a time."""
+        return min(self.shape_ijk[self.walk_axis], self.window_ijk[self.walk_axis])
+
+    def windows(self) -> Iterator[PatchLocation]:
+        """All windows, layer after layer."""
+        for _, layer in self.layers():
+            yield from layer
+
+    def layers(self) -> Iterator[tuple[int, tuple[PatchLocation, ...]]]:
+        """Each layer's windows, and the plane up to which all is finished once they are summed."""
+        of_layers = self.starts[self.walk_axis]
+        for start, after in zip(of_layers, (*of_layers[1:], self.shape_ijk[self.walk_axis]), strict=True):
+            chosen = list(self.starts)
+            chosen[self.walk_axis] = (start,)
+            yield after, tuple(PatchLocation((i, j, k), self.window_ijk) for i, j, k in product(*chosen))
 
 
 def gaussian_weights(window_ijk: Shape3) -> Float[np.ndarray, IJK]:

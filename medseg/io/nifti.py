@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import gzip
 import io
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +20,8 @@ from medseg.core.errors import CaseError, GeometryError, ReadError, WriteError
 from medseg.core.geometry import Geometry
 from medseg.core.shapes import AFFINE
 from medseg.core.volume import GridRecord, LabelMap, Note, Volume
-from medseg.io.atomic import write_bytes_atomically
+from medseg.io.atomic import write_atomically
+from medseg.io.linking import GZIP_LEVEL
 from medseg.io.unpacking import Layout, Packing, check_promise, opened, read_voxels, size_of, truncated, unpacked
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -94,9 +96,16 @@ def write_label_map(path: str | Path, label_map: LabelMap, *, overwrite: bool = 
         ResourceError: The disk is full.
     """
     path = Path(path)
-    content = _packed(label_map, path)
-    if path.name.lower().endswith(".gz"):
-        content = gzip.compress(content, compresslevel=6, mtime=0)
+    header = _label_header(label_map, path)
+    array = label_map.array.astype(label_map.array.dtype.newbyteorder("<"), copy=False)
+
+    def write(temporary: Path) -> None:
+        """Plane by plane: packed at once, a whole label map would lie in memory three times more."""
+        no_extensions = bytes(4)
+        with temporary.open("wb") as file, _packing(path, file) as packed:
+            packed.write(bytes(header.binaryblock) + no_extensions)
+            for plane in range(array.shape[2]):
+                packed.write(array[..., plane].tobytes(order="F"))
 
     def check(written: Path) -> None:
         try:
@@ -106,11 +115,18 @@ def write_label_map(path: str | Path, label_map: LabelMap, *, overwrite: bool = 
         if not same:
             raise WriteError(f"{path.name} did not come back as it was written: check the disk", code="write.altered")
 
-    write_bytes_atomically(path, content, check=check, overwrite=overwrite)
+    write_atomically(path, write, check=check, overwrite=overwrite)
 
 
-def _packed(label_map: LabelMap, path: Path) -> bytes:
-    """Header and voxels by hand: nibabel's images correct odd headers, which here are to stay as they are."""
+def _packing(path: Path, file: IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+    """What packs the bytes of a file, if its name says that they are packed."""
+    if path.name.lower().endswith(".gz"):
+        return cast(AbstractContextManager[IO[bytes]], gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0))
+    return nullcontext(file)
+
+
+def _label_header(label_map: LabelMap, path: Path) -> Any:
+    """By hand: nibabel's images correct odd headers, which here are to stay as they are."""
     record, array, affine = label_map.record, label_map.array, label_map.geometry.affine_ras
     if array.min() < 0:
         raise WriteError(f"{path.name} would hold negative labels", code="write.header")
@@ -130,13 +146,12 @@ def _packed(label_map: LabelMap, path: Path) -> bytes:
         raise WriteError(f"{path.name} cannot be a NIfTI file: {error}", code="write.header") from error
     header["magic"], header["vox_offset"] = FORMATS[348][1], 352
     header["scl_slope"], header["scl_inter"] = 1, 0
-    voxels = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(order="F")
-    no_extensions = bytes(4)
-    return bytes(header.binaryblock) + no_extensions + voxels
+    return header
 
 
 def _agree(back: Volume, wanted: LabelMap) -> bool:
-    if back.geometry.difference(wanted.geometry) or not np.array_equal(back.array[0], wanted.array):
+    planes = (np.moveaxis(array, -1, 0) for array in (back.array[0], wanted.array))
+    if back.geometry.difference(wanted.geometry) or not all(map(np.array_equal, *planes)):
         return False
     if back.record is None or wanted.record is None:
         return True

@@ -140,7 +140,7 @@ class CtSegmentationTask:
         for number in case_numbers:
             case = self.validation[number].prepared()
             assert case.classes is not None  # validation cases are labelled, see divide()
-            logits = runtime.to_numpy(predict_logits(case.image, runtime, sliding))
+            logits = predict_logits(case.image, runtime, sliding)
             channels = decide(logits, self.description.decision)
             yield ComparedCase(channels, case.classes, case.annotated, case.geometry.voxel_volume_ml)
 

@@ -4,13 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.core.errors import ConfigError, InferenceError
 from medseg.core.patch import PatchLocation, cut_out
-from medseg.inference.sliding import SlidingWindow, predict_logits
-from medseg.inference.tiling import gaussian_weights, window_locations
+from medseg.inference.sliding import SlidingWindow, predict_logits, predict_planes
+from medseg.inference.tiling import WindowGrid, gaussian_weights
 
 
 class PointwiseRuntime:
@@ -35,7 +35,8 @@ sizes = st.tuples(*[st.integers(1, 19)] * 3)
 @given(sizes, st.tuples(*[st.integers(1, 9)] * 3), st.floats(0, 0.9))
 def test_windows_cover_every_voxel_and_overlap_enough(shape, window, overlap) -> None:
     counts = np.zeros(shape, int)
-    places = window_locations(shape, window, overlap)
+    places = list(WindowGrid.over(shape, window, overlap).windows())
+    assert len(places) == WindowGrid.over(shape, window, overlap).num_windows
     for place in places:
         counts[place.inside(shape).to_slices()] += 1
     assert counts.min() >= 1
@@ -46,15 +47,70 @@ def test_windows_cover_every_voxel_and_overlap_enough(shape, window, overlap) ->
 
 def test_overlap_out_of_range_is_refused() -> None:
     with pytest.raises(ConfigError, match="overlap"):
-        window_locations((4, 4, 4), (2, 2, 2), 1.0)
+        WindowGrid.over((4, 4, 4), (2, 2, 2), 1.0)
 
 
-@given(sizes, st.tuples(*[st.integers(2, 9)] * 3), st.integers(1, 4))
+@given(sizes, st.tuples(*[st.integers(1, 9)] * 3), st.floats(0, 0.9))
+def test_no_window_reaches_a_plane_that_was_finished(shape, window, overlap) -> None:
+    grid = WindowGrid.over(shape, window, overlap)
+    axis, finished = grid.walk_axis, 0
+    for until, layer in grid.layers():
+        for place in layer:
+            inner = place.inside(shape)
+            assert inner.start_ijk[axis] >= finished
+            assert inner.stop_ijk[axis] - finished <= grid.num_unfinished_planes
+        finished = until
+    assert finished == shape[axis]
+
+
+def test_the_axis_with_the_fewest_unfinished_voxels_is_walked() -> None:
+    assert WindowGrid.over((300, 200, 800), (96, 96, 96), 0.5).walk_axis == 2
+    assert WindowGrid.over((300, 200, 40), (96, 96, 96), 0.5).walk_axis == 0
+
+
+@given(sizes, st.tuples(*[st.integers(4, 9)] * 3), st.integers(1, 4))
+@settings(max_examples=30)
 def test_stitching_a_pointwise_network_gives_its_values(shape, window, tile_batch) -> None:
     image = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
     runtime = PointwiseRuntime()
     logits = predict_logits(image, runtime, SlidingWindow(window, 0.5, tile_batch))
     np.testing.assert_allclose(logits, runtime(image[None])[0], atol=1e-5)
+
+
+class Blurring(PointwiseRuntime):
+    """A network with context, so that overlapping windows disagree."""
+
+    def __call__(self, windows_BCIJK: np.ndarray) -> np.ndarray:
+        value = windows_BCIJK[:, :1] - windows_BCIJK.mean(axis=(2, 3, 4), keepdims=True)
+        return np.concatenate([value * 2, 1 - value], axis=1).astype(np.float32)
+
+
+def stitched_whole(image: np.ndarray, grid: WindowGrid, skipped=()) -> np.ndarray:
+    """The plain method: the same windows in the same order, summed over the whole volume, divided at the end."""
+    shape, weights = grid.shape_ijk, gaussian_weights(grid.window_ijk)
+    sums, totals = np.zeros((2, *shape), np.float32), np.zeros(shape, np.float32)
+    outside = image.min(axis=(1, 2, 3)).tolist()
+    for place in grid.windows():
+        if place in skipped:
+            continue
+        logits = Blurring()(cut_out(image, place, outside)[None])[0]
+        target = place.inside(shape).to_slices()
+        source = tuple(slice(a, n - b) for (a, b), n in zip(place.padding(shape), place.shape_ijk, strict=True))
+        sums[(slice(None), *target)] += logits[(slice(None), *source)] * weights[source]
+        totals[target] += weights[source]
+    return np.where(totals > 0, sums / np.where(totals > 0, totals, 1), 0)
+
+
+@given(st.tuples(*[st.integers(1, 14)] * 3), st.tuples(*[st.integers(3, 9)] * 3), st.floats(0, 0.6), st.integers(0, 3))
+@settings(max_examples=30)
+def test_planes_are_to_the_bit_those_of_the_whole_volume(shape, window, overlap, num_skipped) -> None:
+    image = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
+    grid = WindowGrid.over(shape, window, overlap)
+    skipped = set(list(grid.windows())[:num_skipped])
+    whole = np.moveaxis(stitched_whole(image, grid, skipped), 1 + grid.walk_axis, 0)
+    found = list(predict_planes(image, Blurring(), grid, skipped=skipped))
+    assert [number for number, _ in found] == list(range(shape[grid.walk_axis]))
+    np.testing.assert_array_equal(np.stack([plane for _, plane in found]), whole)
 
 
 def test_nonfinite_logits_are_an_error() -> None:
@@ -89,6 +145,6 @@ def test_gaussian_agrees_with_monai() -> None:
 @given(st.tuples(*[st.integers(-9, 9)] * 3), st.tuples(*[st.integers(1, 9)] * 3))
 def test_cut_out_is_a_window_into_the_padded_volume(start, shape) -> None:
     array = np.random.default_rng(0).standard_normal((2, 5, 6, 7)).astype(np.float32)
-    padded = np.stack([np.pad(channel, 20, constant_values=channel.min()) for channel in array])
+    padded = np.stack([np.pad(channel, 20, constant_values=-5.0) for channel in array])
     expected = padded[(slice(None), *(slice(s + 20, s + 20 + n) for s, n in zip(start, shape, strict=True)))]
-    np.testing.assert_array_equal(cut_out(array, PatchLocation(start, shape)), expected)
+    np.testing.assert_array_equal(cut_out(array, PatchLocation(start, shape), [-5.0, -5.0]), expected)
