@@ -16,7 +16,7 @@ from medseg.core.labels import LabelSchema
 from medseg.core.progress import Listener, silent
 from medseg.core.shapes import IJK
 from medseg.core.volume import LabelMap, Volume
-from medseg.data.prepare import prepare
+from medseg.data.preparation import prepare_as_planned
 from medseg.data.restore import GridMapping
 from medseg.inference.components import keep_components
 from medseg.inference.description import ModelDescription
@@ -24,6 +24,7 @@ from medseg.inference.ensemble import Ensemble, open_ensemble
 from medseg.inference.resolve import resolve
 from medseg.inference.runtime import Runtime, averaged
 from medseg.inference.sliding import SlidingWindow, predict_logits
+from medseg.inference.tiling import WindowRule
 from medseg.io.volume import read_volume
 
 
@@ -58,7 +59,8 @@ class Predictor:
         self, description: ModelDescription, runtime: Runtime, overlap: float = 0.5, tile_batch: int = 1
     ) -> None:
         self.description, self.runtime = description, runtime
-        self.sliding = SlidingWindow(description.plan.patch_ijk, overlap, tile_batch)
+        rule: WindowRule = "medseg" if description.plan.preparation is None else description.plan.preparation.kind
+        self.sliding = SlidingWindow(description.plan.patch_ijk, overlap, tile_batch, rule)
 
     @classmethod
     def load(cls, bundle: str | Path, device: str = "auto", overlap: float = 0.5, tile_batch: int = 1) -> Predictor:
@@ -110,12 +112,12 @@ class Predictor:
         """
         schema, plan, geometry = self.description.labels, self.description.plan, case.image.geometry
         marks = [time.perf_counter()]
-        prepared = prepare(case, schema, plan.spacing_ijk_mm, plan.normalisation)
+        prepared = prepare_as_planned(case, schema, plan)
         marks.append(time.perf_counter())
         logits = predict_logits(prepared.image, self.runtime, self.sliding, listener)
         marks.append(time.perf_counter())
         mapping = GridMapping.of(prepared)
-        channels = resolve(self.runtime.to_numpy(logits), mapping, self.description.decision)
+        channels = mapping.to_whole_file(resolve(self.runtime.to_numpy(logits), mapping, self.description.decision))
         keep_components(channels, geometry.voxel_volume_ml, schema, self.description.components)
         marks.append(time.perf_counter())
         seconds = dict(zip(("prepare", "network", "resolve"), np.diff(marks).round(3).tolist(), strict=True))

@@ -15,7 +15,7 @@ from medseg.core.progress import Listener, Progress, silent
 from medseg.core.shapes import CIJK
 from medseg.inference.runtime import Runtime
 from medseg.inference.stitching import Stitcher
-from medseg.inference.tiling import window_locations
+from medseg.inference.tiling import WindowRule, window_locations
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,13 @@ class SlidingWindow:
         window_ijk: Of the window.
         overlap: Smallest part of a window that its neighbour covers too.
         tile_batch: Windows given to the network at once.
+        rule: Who places and weighs the windows.
     """
 
     window_ijk: Shape3
     overlap: float = 0.5
     tile_batch: int = 1
+    rule: WindowRule = "medseg"
 
 
 def predict_logits(
@@ -44,8 +46,8 @@ def predict_logits(
         InferenceError: The network cannot run (``inference.failed``), or a logit is not finite (``inference.nonfinite``).
     """
     shape = (image_CIJK.shape[1], image_CIJK.shape[2], image_CIJK.shape[3])
-    places = window_locations(shape, sliding.window_ijk, sliding.overlap)
-    stitcher = Stitcher(runtime, shape, sliding.window_ijk)
+    places = window_locations(shape, sliding.window_ijk, sliding.overlap, sliding.rule)
+    stitcher = Stitcher(runtime, shape, sliding.window_ijk, sliding.rule)
     for start in range(0, len(places), sliding.tile_batch):
         batch = places[start : start + sliding.tile_batch]
         try:

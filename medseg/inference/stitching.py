@@ -9,7 +9,7 @@ import numpy as np
 from medseg.core.geometry import Shape3
 from medseg.core.patch import PatchLocation
 from medseg.inference.runtime import Runtime
-from medseg.inference.tiling import gaussian_weights
+from medseg.inference.tiling import WindowRule, gaussian_weights
 
 
 class Stitcher:
@@ -19,11 +19,12 @@ class Stitcher:
         runtime: Whose arrays are summed.
         shape_ijk: Of the volume.
         window_ijk: Of the windows.
+        rule: Who weighs their voxels.
     """
 
-    def __init__(self, runtime: Runtime, shape_ijk: Shape3, window_ijk: Shape3) -> None:
+    def __init__(self, runtime: Runtime, shape_ijk: Shape3, window_ijk: Shape3, rule: WindowRule = "medseg") -> None:
         self.shape_ijk = shape_ijk
-        self.weights = runtime.from_numpy(gaussian_weights(window_ijk))
+        self.weights = runtime.from_numpy(gaussian_weights(window_ijk, rule))
         self.sum_CIJK = runtime.from_numpy(np.zeros((runtime.num_outputs, *shape_ijk), np.float32))
         self.sum_of_weights_IJK = runtime.from_numpy(np.zeros(shape_ijk, np.float32))
 
