@@ -19,6 +19,7 @@ from pipelines.options import (
     Device,
     Fold,
     FormatName,
+    ImportFold,
     Json,
     Memory,
     Quiet,
@@ -38,6 +39,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+import_app = typer.Typer(
+    name="import",
+    help="Bundles from models that other programs trained.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(import_app)
 
 
 @app.callback(invoke_without_command=True)
@@ -357,6 +367,33 @@ def evaluate(
             task=task,
         )  # fmt: skip
         return pipeline.run(predictions, references, options, _display(quiet))
+
+    answer(job, as_json=json_, verbose=verbose)
+
+
+@import_app.command("nnunet")
+def import_nnunet(
+    model_dir: Annotated[
+        Path, typer.Argument(help="nnU-Net v2's folder of a trained model, DatasetXXX_NAME/TRAINER__PLANS__3d_fullres.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the bundle.")],
+    fold: ImportFold = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """A trained model of nnU-Net v2 becomes a bundle that predicts what nnU-Net predicts; its folds become an ensemble.
+
+    Nothing in the checkpoints is executed. 3D configurations of a single stage: 2D networks and cascades are refused.
+
+    Example: medseg import nnunet nnUNet_results/Dataset001_HeadNeck/nnUNetTrainer__nnUNetPlans__3d_fullres --out head-neck
+    """
+
+    def job() -> Outcome:
+        from pipelines import import_model as pipeline
+
+        options = pipeline.ImportOptions(out=out, folds=tuple(fold or ()))
+        return pipeline.run(model_dir, options, _display(quiet))
 
     answer(job, as_json=json_, verbose=verbose)
 
