@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from medseg.core.errors import ConfigError, Interrupted, MedsegError
+from medseg.core.errors import ConfigError
 from medseg.core.version import VERSION
+from pipelines.answer import answer
 from pipelines.options import (
     Allow,
     Budget,
@@ -56,35 +54,6 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
     if version:
         typer.echo(f"medseg {VERSION}")
         raise typer.Exit
-
-
-def answer(job: Callable[[], Outcome], *, as_json: bool, verbose: bool) -> None:
-    """Run a job, print its result, and end with its exit code."""
-    try:
-        outcome = job()
-    except MedsegError as error:
-        _fail(error, as_json, verbose)
-    except KeyboardInterrupt:
-        _fail(Interrupted("interrupted"), as_json, verbose)
-    except OSError as error:  # what no room could explain better, such as a log that meets a full disk
-        from medseg.io.atomic import explained
-
-        _fail(explained(error, Path(str(error.filename or "a file"))), as_json, verbose)
-    if as_json:
-        typer.echo(json.dumps(outcome.result, default=str))
-    elif outcome.text:
-        typer.echo(outcome.text)
-    raise typer.Exit(outcome.exit_code)
-
-
-def _fail(error: MedsegError, as_json: bool, verbose: bool) -> NoReturn:
-    """Say what is wrong, and end; a program that reads JSON gets its one object here too."""
-    if verbose:
-        traceback.print_exc()
-    typer.echo(error.message if isinstance(error, Interrupted) else f"error: {error.message}", err=True)
-    if as_json:
-        typer.echo(json.dumps({"error": {"code": error.code, "message": error.message}}))
-    raise typer.Exit(error.exit_code) from None
 
 
 def _display(quiet: bool) -> Any:

@@ -203,7 +203,20 @@ FILE_TO_LABEL_MAP = [
     for path in LIBRARY
     if path.relative_to(ROOT / "medseg").parts[0] in WITHOUT_TORCH
     and path != ROOT / "medseg/inference/runtimes/torch.py"
-] + [f"medseg.data.{name}" for name in ("fingerprint", "plan", "prepare", "resample", "restore", "shear", "splits")]
+] + [
+    f"medseg.data.{name}"
+    for name in (
+        "fingerprint",
+        "plan",
+        "preparation",
+        "prepare_nnunet",
+        "resample",
+        "restore",
+        "shear",
+        "spline",
+        "splits",
+    )
+]
 
 
 def heavy_modules_after_importing(names: list[str]) -> str:
