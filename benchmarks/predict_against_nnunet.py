@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--only", choices=("nnunet", "train"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     out = options.out.absolute()
-    os.environ.update(OMP_NUM_THREADS=str(options.threads), nnUNet_n_proc_DA="0")
+    os.environ.update(OMP_NUM_THREADS=str(options.threads), nnUNet_n_proc_DA="1")
     for folder in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{folder}"] = str(out / folder)
     if options.only == "train":
@@ -123,6 +123,7 @@ def train(options: argparse.Namespace) -> None:
     configuration["patch_size"] = options.patch or configuration["patch_size"]
     path.write_text(json.dumps(plans))
     preprocess([NUMBER], configurations=("3d_fullres",), num_processes=(1,))
+    os.environ.update(nnUNet_n_proc_DA="0")  # patches are made between the steps; planning fails with 0
     trainer = get_trainer_from_args(str(NUMBER), "3d_fullres", 0, device=torch.device("cpu"))
     trainer.num_epochs, trainer.num_iterations_per_epoch = options.epochs, options.iterations
     trainer.num_val_iterations_per_epoch = 1

@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from medseg.core.errors import CheckpointError
 from medseg.interop.nnunet_plans import Axes3, Document, Topology, parsed, turned
@@ -142,8 +144,6 @@ def weights_of(state: Mapping[str, Any], axes: Axes3) -> dict[str, np.ndarray]:
     Raises:
         CheckpointError: A tensor is none of these networks'.
     """
-    import torch
-
     state = {WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
     heads = [int(match[1]) for name in state if (match := re.match(r"decoder\.seg_layers\.(\d+)\.", name))]
     weights = {}
@@ -151,12 +151,19 @@ def weights_of(state: Mapping[str, Any], axes: Axes3) -> dict[str, np.ndarray]:
         renamed = None if SECOND_NAMES.match(name) else _renamed(name, max(heads, default=0))
         if renamed is None:
             continue
-        if not isinstance(tensor, torch.Tensor) or tensor.ndim not in (1, 5):
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim not in (1, 5) or not _is_whole(tensor):
             raise CheckpointError(f"expected a tensor of a 3D network in '{name}', found another")
-        array = tensor.float().numpy()
+        array = tensor.detach().float().numpy()
         turn = (0, 1, *(2 + axis for axis in axes)) if array.ndim == 5 else (0,)
         weights[renamed] = np.array(array.transpose(turn), order="C")  # a copy: the tensor lies in the file
     return weights
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor lie in the file: one number in a view can pretend to be terabytes."""
+    if tensor.layout is not torch.strided or not tensor.is_floating_point():
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _renamed(name: str, last_head: int) -> str | None:

@@ -9,6 +9,7 @@ Source: nnunetv2 2.8.1, ``utilities/plans_handling/plans_handler.py``, ``utiliti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -201,6 +202,11 @@ def plan_of(
     axes = to_ijk(plans)
     if len(configuration.spacing) != 3 or len(configuration.patch_size) != 3:
         raise CheckpointError("expected three axes in patch_size and spacing of the plans")
+    patch, strides = turned(configuration.patch_size, axes), topology.strides
+    if any(size % math.prod(along) for size, along in zip(patch, zip(*strides, strict=True), strict=True)):
+        raise CheckpointError(
+            f"the patch {patch} is no multiple of the network's strides {strides}: the plans were altered"
+        )
     if configuration.preprocessor_name != "DefaultPreprocessor":
         raise CheckpointError(
             f"the preprocessor {configuration.preprocessor_name} is not known, only DefaultPreprocessor"
@@ -210,8 +216,8 @@ def plan_of(
     try:
         return Plan(
             spacing_ijk_mm=tuple(configuration.spacing[axis] for axis in axes),
-            patch_ijk=tuple(configuration.patch_size[axis] for axis in axes),
-            strides=topology.strides,
+            patch_ijk=patch,
+            strides=strides,
             kernels=topology.kernels,
             normalisation=tuple(_normalisation(plans, configuration, channel) for channel in range(num_channels)),
             preparation=_preparation(plans, configuration),

@@ -155,6 +155,7 @@ REFUSED: dict[str, tuple[Callable[[Any], object], str]] = {
     "no order of axes": (lambda m: m.plans.update(transpose_forward=[0, 0, 1]), "transpose_forward"),
     "gap in the labels": (lambda m: m.dataset["labels"].update(kidney=5), "without gaps"),
     "no labels": (lambda m: m.dataset.pop("labels"), "dataset.json"),
+    "patch beside the strides": (lambda m: m.configuration.update(patch_size=[7, 16, 12]), "no multiple"),
     "no patch": (lambda m: m.configuration.pop("patch_size"), "patch_size"),
     "not JSON": (lambda m: (m.folder / "plans.json").write_text("{"), "plans.json"),
     "no plans": (lambda m: (m.folder / "plans.json").unlink(), "no model folder of nnU-Net v2"),
@@ -194,6 +195,9 @@ def test_a_single_low_resolution_stage_is_imported(model_folder: MakeFolder) -> 
         lambda weights: weights.update({"encoder.stages.0.0.convs.0.norm.running_mean": torch.zeros(4)}),
         lambda weights: weights.update({"decoder.stages.0.convs.0.conv.weight": torch.zeros(4, 4, 3, 3)}),
         lambda weights: weights.update({"decoder.stages.0.convs.0.conv.weight": 7}),
+        lambda weights: weights.update({"decoder.stages.0.convs.0.conv.weight": torch.zeros(1).expand([1000] * 5)}),
+        lambda weights: weights.update({"decoder.stages.0.convs.0.norm.weight": torch.zeros(4).to_sparse()}),
+        lambda weights: weights.update({"decoder.stages.0.convs.0.norm.weight": torch.zeros(4, dtype=torch.int64)}),
     ],
 )
 def test_weights_of_another_network_are_refused(model_folder: MakeFolder, change: Callable[[Any], object]) -> None:
