@@ -76,7 +76,7 @@ def test_the_way_back_leads_to_the_files_voxels_and_to_none_that_was_cropped(ori
     whole[2:27, 3:26, 1:30] = 7
     prepared = prepare_as_planned(scan(whole), SCHEMA, planned(patch=(40, 40, 40), orientation=orientation))
     mapping = GridMapping.of(prepared)
-    part = mapping.to_file_axes(resample(world(prepared.geometry), mapping.weights))
+    part = mapping.axes.from_canonical(resample(world(prepared.geometry), mapping.weights))
     back = mapping.to_whole_file(part)
     assert back.shape == whole.shape
     np.testing.assert_array_equal(back[whole == 0], 0)
