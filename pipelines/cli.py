@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from medseg.core.errors import ConfigError, Interrupted, MedsegError
+from medseg.core.errors import ConfigError
 from medseg.core.version import VERSION
+from pipelines.answer import answer
 from pipelines.options import (
     Allow,
     Budget,
     Device,
     Fold,
     FormatName,
+    ImportFold,
     Json,
     Memory,
     Quiet,
@@ -38,6 +37,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+import_app = typer.Typer(
+    name="import",
+    help="Bundles from models that other programs trained.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(import_app)
 
 
 @app.callback(invoke_without_command=True)
@@ -46,35 +54,6 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
     if version:
         typer.echo(f"medseg {VERSION}")
         raise typer.Exit
-
-
-def answer(job: Callable[[], Outcome], *, as_json: bool, verbose: bool) -> None:
-    """Run a job, print its result, and end with its exit code."""
-    try:
-        outcome = job()
-    except MedsegError as error:
-        _fail(error, as_json, verbose)
-    except KeyboardInterrupt:
-        _fail(Interrupted("interrupted"), as_json, verbose)
-    except OSError as error:  # what no room could explain better, such as a log that meets a full disk
-        from medseg.io.atomic import explained
-
-        _fail(explained(error, Path(str(error.filename or "a file"))), as_json, verbose)
-    if as_json:
-        typer.echo(json.dumps(outcome.result, default=str))
-    elif outcome.text:
-        typer.echo(outcome.text)
-    raise typer.Exit(outcome.exit_code)
-
-
-def _fail(error: MedsegError, as_json: bool, verbose: bool) -> NoReturn:
-    """Say what is wrong, and end; a program that reads JSON gets its one object here too."""
-    if verbose:
-        traceback.print_exc()
-    typer.echo(error.message if isinstance(error, Interrupted) else f"error: {error.message}", err=True)
-    if as_json:
-        typer.echo(json.dumps({"error": {"code": error.code, "message": error.message}}))
-    raise typer.Exit(error.exit_code) from None
 
 
 def _display(quiet: bool) -> Any:
@@ -364,6 +343,33 @@ def evaluate(
             task=task,
         )  # fmt: skip
         return pipeline.run(predictions, references, options, _display(quiet))
+
+    answer(job, as_json=json_, verbose=verbose)
+
+
+@import_app.command("nnunet")
+def import_nnunet(
+    model_dir: Annotated[
+        Path, typer.Argument(help="nnU-Net v2's folder of a trained model, DatasetXXX_NAME/TRAINER__PLANS__3d_fullres.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the bundle.")],
+    fold: ImportFold = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """A trained model of nnU-Net v2 becomes a bundle that predicts what nnU-Net predicts; its folds become an ensemble.
+
+    Nothing in the checkpoints is executed. 3D configurations of a single stage: 2D networks and cascades are refused.
+
+    Example: medseg import nnunet nnUNet_results/Dataset001_HeadNeck/nnUNetTrainer__nnUNetPlans__3d_fullres --out head-neck
+    """
+
+    def job() -> Outcome:
+        from pipelines import import_model as pipeline
+
+        options = pipeline.ImportOptions(out=out, folds=tuple(fold or ()))
+        return pipeline.run(model_dir, options, _display(quiet))
 
     answer(job, as_json=json_, verbose=verbose)
 

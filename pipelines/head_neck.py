@@ -24,7 +24,7 @@ from medseg.io.exclusive import exclusive
 from medseg.io.resources import bundles_folder, configs_folder
 from medseg.report.model_card import card_markdown
 from pipelines import train
-from pipelines.cli import answer
+from pipelines.answer import answer
 from pipelines.head_neck_card import card_of
 from pipelines.options import Quiet, Set, Verbose, parse_duration
 from pipelines.outcome import Outcome

@@ -60,6 +60,13 @@ def parse_fold(text: str) -> int | Literal["each", "none"]:
     raise typer.BadParameter(f"expected the number of a fold from 0, each or none, found '{text}'")
 
 
+def parse_import_fold(text: str) -> str:
+    """A fold of a trained model: its number from 0, or ``all``."""
+    if text == "all" or text.isdecimal():
+        return text if text == "all" else str(int(text))
+    raise typer.BadParameter(f"expected the number of a fold from 0, or all, found '{text}'")
+
+
 def codes_of(texts: list[str] | None) -> frozenset[str]:
     """The codes of ``--allow a,b --allow c``."""
     return frozenset(code.strip() for text in texts or () for code in text.split(",") if code.strip())
@@ -81,6 +88,15 @@ Fold = Annotated[
     Any,  # what parse_fold gives; typer knows no unions
     typer.Option(
         parser=parse_fold, metavar="K|each|none", help="Validate on one fold, on each in turn, or on no case at all."
+    ),
+]
+ImportFold = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fold",
+        parser=parse_import_fold,
+        metavar="K|all",
+        help="Only this fold; may be repeated. Default: all that are there.",
     ),
 ]
 Set = Annotated[

@@ -45,7 +45,60 @@ class ZScoreNormalisation(ConfigBase):
     kind: Literal["zscore"] = "zscore"
 
 
-Normalisation = Annotated[WindowNormalisation | ZScoreNormalisation, Field(discriminator="kind")]
+class NonzeroZScoreNormalisation(ConfigBase):
+    """The same with mean and standard deviation of the voxels that are not 0 in all channels; those that are stay 0."""
+
+    kind: Literal["nonzero_zscore"] = "nonzero_zscore"
+
+
+class RangeNormalisation(ConfigBase):
+    """Each image's own smallest value becomes 0, its own largest 1."""
+
+    kind: Literal["range"] = "range"
+
+
+class NoNormalisation(ConfigBase):
+    """Intensities stay as they are."""
+
+    kind: Literal["none"] = "none"
+
+
+Normalisation = Annotated[
+    WindowNormalisation | ZScoreNormalisation | NonzeroZScoreNormalisation | RangeNormalisation | NoNormalisation,
+    Field(discriminator="kind"),
+]
+
+
+class PlanewiseInterpolation(ConfigBase):
+    """Interpolation that may treat the planes of an anisotropic grid one by one."""
+
+    within: Literal["nearest", "linear", "cubic"]
+    """Along all axes; where planes are treated one by one, within them."""
+    across: Literal["nearest", "linear", "cubic"]
+    """From plane to plane, where they are treated one by one."""
+    planes: Literal["where_anisotropic", "always", "never"] = "where_anisotropic"
+    """When they are: where_anisotropic means that one axis of the old or the new grid is more than three times coarser than another."""
+
+
+class NnunetPreparation(ConfigBase):
+    """How nnU-Net brings a scan onto the grid of its networks, and their logits back: for networks that it trained.
+
+    Cropped to what is not 0, normalised, and only then resampled to a grid that shares the edges of the crop.
+    """
+
+    kind: Literal["nnunet"] = "nnunet"
+    orientation: Literal["file", "patient"] = "file"
+    """Axes of the network's grid: the file's own, whichever way they run; or R, A, S."""
+    image: PlanewiseInterpolation = PlanewiseInterpolation(within="cubic", across="nearest")
+    """On the way to the network's grid."""
+    logits: PlanewiseInterpolation = PlanewiseInterpolation(within="linear", across="nearest")
+    """On the way back to the file's; cubic is not possible there."""
+
+    @model_validator(mode="after")
+    def _logits_are_means(self) -> NnunetPreparation:
+        if "cubic" in (self.logits.within, self.logits.across):
+            raise ValueError("logits are interpolated linearly, or taken from the nearest voxel")
+        return self
 
 
 class SplitsConfig(ConfigBase):

@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from medseg.core.config import ConfigBase, validated
 from medseg.core.geometry import Shape3, Spacing3
 from medseg.core.units import MAX_SPACING_MM, MIN_SPACING_MM, MM3_PER_ML
-from medseg.data.config import Normalisation, PlanChoices, WindowNormalisation, ZScoreNormalisation
+from medseg.data.config import (
+    NnunetPreparation,
+    NonzeroZScoreNormalisation,
+    Normalisation,
+    PlanChoices,
+    WindowNormalisation,
+    ZScoreNormalisation,
+)
 from medseg.data.fingerprint import Fingerprint
 from medseg.data.topology import SMALLEST_MAP, StageRule, fixed_strides
 from medseg.io.config import read_yaml
@@ -136,6 +143,8 @@ class Plan(ConfigBase):
     """Channels of each stage; null where the config says them."""
     normalisation: tuple[Normalisation, ...]
     """One for each image channel."""
+    preparation: NnunetPreparation | None = None
+    """How scans come onto the network's grid, where the network was not trained by medseg; null: medseg's way."""
     batch_size: int = Field(ge=1)
     """Patches a step."""
     num_steps: int | None = None
@@ -166,6 +175,12 @@ class Plan(ConfigBase):
     """Training cases that could not be read, with the reason."""
     reasons: tuple[str, ...] = ()
     """Why, for people; the first says how the cases are divided."""
+
+    @model_validator(mode="after")
+    def _nonzero_voxels_are_known(self) -> Plan:
+        if self.preparation is None and any(isinstance(how, NonzeroZScoreNormalisation) for how in self.normalisation):
+            raise ValueError("nonzero_zscore needs a preparation that normalises before it interpolates")
+        return self
 
 
 def read_plan(path: Path) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import assert_never
 
 import numpy as np
 from jaxtyping import Float, Integer, Shaped
@@ -12,12 +13,22 @@ from medseg.core.errors import ReadError
 from medseg.core.geometry import Geometry, Spacing3
 from medseg.core.labels import LabelSchema
 from medseg.core.shapes import CIJK, IJK
-from medseg.data.config import Normalisation, WindowNormalisation
+from medseg.data.config import (
+    NoNormalisation,
+    NonzeroZScoreNormalisation,
+    Normalisation,
+    RangeNormalisation,
+    WindowNormalisation,
+    ZScoreNormalisation,
+)
 from medseg.data.resample import AxisWeights, grid_weights, resample, resample_classes, resampling_order
 from medseg.data.shear import straightened
 
 SMALLEST_STD = 1e-6
 """An image with a smaller standard deviation is constant; dividing by it would only blow up rounding."""
+
+SMALLEST_RANGE = 1e-8
+"""The same for the difference between the smallest and the largest value. nnU-Net's number."""
 
 SMALLEST_ROUNDED_STD = 10.0
 """Windowed intensities are kept as whole numbers where their standard deviation is at least this [HU for CT]: rounding
@@ -46,7 +57,7 @@ def prepare(
     """
     image, classes, grid = _on_grid(case, schema, spacing_ijk_mm, normalisation)
     for index, how in enumerate(normalisation):
-        mean, std = _scale(image[index], how)
+        mean, std = scale_of(image[index], how)
         image[index] -= mean
         image[index] /= std
     return PreparedCase(
@@ -120,10 +131,7 @@ def _on_grid(
     case: Case, schema: LabelSchema, spacing_ijk_mm: Spacing3, normalisation: Sequence[Normalisation]
 ) -> tuple[Float[np.ndarray, CIJK], Integer[np.ndarray, IJK] | None, Geometry]:
     """Clipped intensities and class numbers on the network's grid, and that grid."""
-    if len(case.image.array) != len(normalisation):
-        raise ReadError(
-            f"expected {len(normalisation)} image channels, found {len(case.image.array)}", code="read.channels"
-        )
+    require_channels(case, len(normalisation))
     file_grid = case.image.geometry
     upright = file_grid.orthogonal
     grid = upright.canonical.resampled(spacing_ijk_mm)
@@ -150,7 +158,7 @@ def _on_grid(
 
 def _resampled(
     image_CIJK: Shaped[np.ndarray, CIJK], weights: Sequence[AxisWeights], normalisation: Sequence[Normalisation]
-) -> Float[np.ndarray, CIJK]:
+) -> Float[np.ndarray, "channels new_i new_j new_k"]:
     """Clipped and resampled, a few planes at a time: as floats, a whole scan takes twice what its file's numbers take."""
     order = resampling_order(weights, image_CIJK.shape[1:])
     across, num_planes = weights[2], len(weights[2].indices)
@@ -165,11 +173,26 @@ def _resampled(
     return result
 
 
-def _scale(channel: Float[np.ndarray, IJK], how: Normalisation) -> tuple[float, float]:
-    """What is subtracted, and divided by."""
-    if isinstance(how, WindowNormalisation):
-        return how.mean, how.std
-    return float(channel.mean(dtype=np.float64)), max(float(channel.std(dtype=np.float64)), SMALLEST_STD)
+def require_channels(case: Case, num_channels: int) -> None:
+    """Raise ReadError where an image has another number of channels than the plan."""
+    if len(case.image.array) != num_channels:
+        raise ReadError(f"expected {num_channels} image channels, found {len(case.image.array)}", code="read.channels")
+
+
+def scale_of(values: Float[np.ndarray, "*axes"], how: Normalisation) -> tuple[float, float]:
+    """What is subtracted from a channel's values, and divided by."""
+    match how:
+        case WindowNormalisation(mean=mean, std=std):
+            return mean, std
+        case ZScoreNormalisation() | NonzeroZScoreNormalisation():
+            return float(values.mean(dtype=np.float64)), max(float(values.std(dtype=np.float64)), SMALLEST_STD)
+        case RangeNormalisation():
+            lowest = float(values.min())
+            return lowest, max(float(values.max()) - lowest, SMALLEST_RANGE)
+        case NoNormalisation():
+            return 0.0, 1.0
+        case _:
+            assert_never(how)
 
 
 def _compact(channel: Float[np.ndarray, IJK], how: Normalisation) -> CompactChannel:
@@ -180,6 +203,6 @@ def _compact(channel: Float[np.ndarray, IJK], how: Normalisation) -> CompactChan
         and whole.min <= how.low < how.high <= whole.max
     ):
         return CompactChannel(np.rint(channel).astype(np.int16), how.mean, how.std)
-    scores = normalised(channel, *_scale(channel, how))
+    scores = normalised(channel, *scale_of(channel, how))
     fits = np.abs(scores).max() <= np.finfo(np.float16).max
     return CompactChannel(scores.astype(np.float16) if fits else scores, 0.0, 1.0)

@@ -83,8 +83,11 @@ def whole_image(shape_ijk: Shape3) -> PatchLocation:
 
 
 def labels_air(plan: Plan, modalities: Sequence[str]) -> bool:
-    """Whether a model's structures may be air: one is, or nothing is known of them."""
-    if plan.fingerprint is None or "CT" not in modalities:
+    """Whether a model's structures may be air: one is, or nothing is known of them.
+
+    Imported models count as such: their windows lie where they lay at home.
+    """
+    if plan.preparation is not None or plan.fingerprint is None or "CT" not in modalities:
         return True
     channel = modalities.index("CT")
     medians = [

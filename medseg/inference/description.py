@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from medseg.core.config import ConfigBase, validated
@@ -33,6 +35,8 @@ class ModelDescription(ConfigBase):
     """Grid, window, normalisation."""
     components: dict[str, ComponentRule] = Field(default_factory=dict)
     """Which connected parts of a structure are kept; all, where it is not named."""
+    mirror_axes: tuple[Annotated[int, Field(ge=0, le=2)], ...] | None = None
+    """Axes of the network's grid along which it has seen mirrored images in training; null: the task says it."""
 
     @property
     def num_outputs(self) -> int:

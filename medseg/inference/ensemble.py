@@ -117,4 +117,5 @@ def _shared(description: ModelDescription) -> dict[str, Any]:
         "spacing": description.plan.spacing_ijk_mm,
         "patch": description.plan.patch_ijk,
         "normalisation": description.plan.normalisation,
+        "preparation": description.plan.preparation,
     }

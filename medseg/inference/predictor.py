@@ -16,7 +16,7 @@ from medseg.core.labels import LabelSchema
 from medseg.core.progress import Listener, silent
 from medseg.core.shapes import IJK
 from medseg.core.volume import LabelMap, Volume
-from medseg.data.prepare import prepare
+from medseg.data.preparation import prepare_as_planned
 from medseg.data.restore import GridMapping
 from medseg.inference.body import Body, find_body, labels_air, whole_image
 from medseg.inference.components import keep_components
@@ -25,6 +25,7 @@ from medseg.inference.ensemble import Ensemble, open_ensemble
 from medseg.inference.resolve import channel_dtype, make_resolver
 from medseg.inference.runtime import Runtime, averaged
 from medseg.inference.sliding import SlidingWindow, predict_planes
+from medseg.inference.tiling import WindowRule
 from medseg.io.volume import read_volume
 
 
@@ -66,7 +67,8 @@ class Predictor:
     ) -> None:
         self.description, self.runtime = description, runtime
         self.skip_air = skip_air and not labels_air(description.plan, description.modalities)
-        self.sliding = SlidingWindow(description.plan.patch_ijk, overlap, tile_batch)
+        rule: WindowRule = "medseg" if description.plan.preparation is None else description.plan.preparation.kind
+        self.sliding = SlidingWindow(description.plan.patch_ijk, overlap, tile_batch, rule)
 
     @classmethod
     def load(
@@ -132,7 +134,7 @@ class Predictor:
         """
         schema, plan, geometry = self.description.labels, self.description.plan, case.image.geometry
         marks = [time.perf_counter()]
-        prepared = prepare(case, schema, plan.spacing_ijk_mm, plan.normalisation)
+        prepared = prepare_as_planned(case, schema, plan)
         marks.append(time.perf_counter())
         channels, resolving_s = self._channels(prepared, listener)
         marks.append(time.perf_counter())
@@ -156,7 +158,9 @@ class Predictor:
         resolver = make_resolver(mapping, self.description.decision, grid.walk_axis, box, shape, channels)
         image_CIJK = prepared.image[(slice(None), *box.to_slices())]
         resolving_s = 0.0
-        for number, logits in predict_planes(image_CIJK, self.runtime, grid, self.sliding.tile_batch, skipped, listener):
+        for number, logits in predict_planes(
+            image_CIJK, self.runtime, grid, self.sliding.tile_batch, skipped, listener
+        ):
             began = time.perf_counter()
             resolver.add(number, logits)
             resolving_s += time.perf_counter() - began

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from medseg.core.patch import PatchLocation
-from medseg.core.shapes import ANY, CIJK, IJK
+from medseg.core.shapes import ANY, CIJK
 from medseg.data.resample import AxisWeights
 from medseg.data.restore import GridMapping
 from medseg.data.shear import Shear
@@ -108,7 +108,7 @@ def make_resolver(
         weights.within(first, size, whole)
         for weights, first, size, whole in zip(mapping.weights, box.start_ijk, box.shape_ijk, shape_ijk, strict=True)
     ]
-    target = mapping.axes.to_canonical(channels)[tuple(rows for rows, _ in parts)]
+    target = mapping.in_network_axes(channels)[tuple(rows for rows, _ in parts)]
     walk, rows, columns = (parts[axis][1] for axis in walked_first(walk_axis))
     return UprightResolver(walk, rows, columns, decision, np.moveaxis(target, walk_axis, 0))
 
@@ -124,12 +124,12 @@ class _Plane:
     """A finished plane of the network's grid.
 
     Attributes:
-        logits_RKC: Channels last, so that all logits of a voxel lie side by side.
-        channels_RK: What each voxel decides.
+        logits: Channels last, so that all logits of a voxel lie side by side.
+        channels: What each voxel decides.
     """
 
-    logits_RKC: Float[np.ndarray, "rows columns channels"]
-    channels_RK: Integer[np.ndarray, "rows columns"]
+    logits: Float[np.ndarray, "rows columns channels"]
+    channels: Integer[np.ndarray, "rows columns"]
 
     @classmethod
     def of(cls, logits_CRK: Float[np.ndarray, "channels rows columns"], decision: Decision) -> _Plane:
@@ -142,51 +142,49 @@ class _Points:
 
     Attributes:
         places: Of each voxel, its place in the file's plane or volume, flat.
-        weights_2N: Of the lower and the upper plane; ``(2, 1)`` where all voxels share them.
-        rows_2N, row_weights_2N: Network rows before and behind, and their weights.
-        columns_2N, column_weights_2N: The same of columns.
+        weights: Of the lower and the upper plane; ``(2, 1)`` where all voxels share them.
+        rows, row_weights: Network rows before and behind, and their weights.
+        columns, column_weights: The same of columns.
     """
 
     places: Integer[np.ndarray, " points"]
-    weights_2N: Float[np.ndarray, "2 _"]
-    rows_2N: Integer[np.ndarray, "2 points"]
-    row_weights_2N: Float[np.ndarray, "2 points"]
-    columns_2N: Integer[np.ndarray, "2 points"]
-    column_weights_2N: Float[np.ndarray, "2 points"]
+    weights: Float[np.ndarray, "2 _"]
+    rows: Integer[np.ndarray, "2 points"]
+    row_weights: Float[np.ndarray, "2 points"]
+    columns: Integer[np.ndarray, "2 points"]
+    column_weights: Float[np.ndarray, "2 points"]
 
     def chunks(self, size: int) -> Iterator[_Points]:
         for start in range(0, len(self.places), size):
             part = slice(start, start + size)
-            weights = self.weights_2N if self.weights_2N.shape[1] == 1 else self.weights_2N[:, part]
+            weights = self.weights if self.weights.shape[1] == 1 else self.weights[:, part]
             yield _Points(
                 self.places[part],
                 weights,
-                self.rows_2N[:, part],
-                self.row_weights_2N[:, part],
-                self.columns_2N[:, part],
-                self.column_weights_2N[:, part],
+                self.rows[:, part],
+                self.row_weights[:, part],
+                self.columns[:, part],
+                self.column_weights[:, part],
             )
 
 
 def _decide_points(planes: Sequence[_Plane], points: _Points, decision: Decision, target: np.ndarray) -> None:
     """Interpolate all logits at some voxels and write what they decide into the flat ``target``."""
-    _, num_columns, num_channels = planes[0].logits_RKC.shape
+    _, num_columns, num_channels = planes[0].logits.shape
     for part in points.chunks(max(1, CHUNK_BYTES // (4 * num_channels))):
-        corners = part.rows_2N[:, None] * num_columns + part.columns_2N[None]  # (row, column, point)
+        corners = part.rows[:, None] * num_columns + part.columns[None]  # (row, column, point)
         logits_NC = np.zeros((len(part.places), num_channels), np.float32)
         # First across planes, then rows, then columns, as when whole volumes are resampled axis by axis: the same sums.
         for column in range(2):
             of_column = np.zeros_like(logits_NC)
             for row in range(2):
-                found = [
-                    plane.logits_RKC.reshape(-1, num_channels).take(corners[row, column], axis=0) for plane in planes
-                ]
-                for logits, weight in zip(found, part.weights_2N, strict=True):
-                    logits *= weight[:, None]
+                found = [plane.logits.reshape(-1, num_channels).take(corners[row, column], axis=0) for plane in planes]
+                found[0] *= part.weights[0][:, None]
+                found[1] *= part.weights[1][:, None]
                 found[0] += found[1]
-                found[0] *= part.row_weights_2N[row][:, None]
+                found[0] *= part.row_weights[row][:, None]
                 of_column += found[0]
-            of_column *= part.column_weights_2N[column][:, None]
+            of_column *= part.column_weights[column][:, None]
             logits_NC += of_column
         target[part.places] = decide(logits_NC.T, decision)
 
@@ -227,7 +225,7 @@ class UprightResolver:
 
     def _decide(self, index: int, lower: _Plane, upper: _Plane) -> None:
         """One plane of the file."""
-        channels, is_mixed = self._agreed(lower.channels_RK, upper.channels_RK)
+        channels, is_mixed = self._agreed(lower.channels, upper.channels)
         places = np.flatnonzero(is_mixed)
         if len(places):
             row, column = np.divmod(places, channels.shape[1])
@@ -322,14 +320,14 @@ class ShearedResolver:
         points = _Points(
             i * self.channels.shape[1] + j, np.stack([1 - upper, upper]), rows, row_weights, columns, column_weights
         )
-        corners = [plane.channels_RK[row, column] for plane in planes for row in rows for column in columns]
+        corners = [plane.channels[row, column] for plane in planes for row in rows for column in columns]
         found = corners[0].astype(np.int16)
         is_mixed = np.any([corner != found for corner in corners[1:]], axis=0)
         plane_IJ = self.channels[:, :, k].reshape(-1)  # a copy, for its voxels do not lie side by side
         plane_IJ[points.places] = found
         if is_mixed.any():
             mixed = _Points(
-                points.places[is_mixed], points.weights_2N[:, is_mixed], rows[:, is_mixed],
+                points.places[is_mixed], points.weights[:, is_mixed], rows[:, is_mixed],
                 row_weights[:, is_mixed], columns[:, is_mixed], column_weights[:, is_mixed],
             )  # fmt: skip
             _decide_points(planes, mixed, self.decision, plane_IJ)

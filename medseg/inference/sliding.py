@@ -16,7 +16,7 @@ from medseg.core.progress import Listener, Progress, silent
 from medseg.core.shapes import CIJK
 from medseg.inference.runtime import Runtime
 from medseg.inference.stitching import Stitcher
-from medseg.inference.tiling import WindowGrid
+from medseg.inference.tiling import WindowGrid, WindowRule
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,17 @@ class SlidingWindow:
         window_ijk: Of the window.
         overlap: Smallest part of a window that its neighbour covers too.
         tile_batch: Windows given to the network at once.
+        rule: Who places and weighs the windows.
     """
 
     window_ijk: Shape3
     overlap: float = 0.5
     tile_batch: int = 1
+    rule: WindowRule = "medseg"
 
     def over(self, shape_ijk: Shape3) -> WindowGrid:
         """The windows over a volume."""
-        return WindowGrid.over(shape_ijk, self.window_ijk, self.overlap)
+        return WindowGrid.over(shape_ijk, self.window_ijk, self.overlap, self.rule)
 
 
 def predict_planes(

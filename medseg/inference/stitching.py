@@ -30,7 +30,7 @@ class Stitcher:
     def __init__(self, runtime: Runtime, grid: WindowGrid) -> None:
         self.runtime, self.grid, self.axis = runtime, grid, grid.walk_axis
         self.num_planes, self.next_plane = grid.num_unfinished_planes, 0
-        self.weights = runtime.from_numpy(gaussian_weights(grid.window_ijk))
+        self.weights = runtime.from_numpy(gaussian_weights(grid.window_ijk, grid.rule))
         shape = list(grid.shape_ijk)
         shape[self.axis] = self.num_planes
         self.sum_CIJK = runtime.from_numpy(np.zeros((runtime.num_outputs, *shape), np.float32))

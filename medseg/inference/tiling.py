@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +21,12 @@ SIGMA_PART = 1 / 8
 SMALLEST_WEIGHT = 1e-3
 """Smallest weight of a window's voxel relative to its centre: corners must count, or a sum of weights could vanish."""
 
+NNUNET_SCALE = 10
+"""nnU-Net's weights are kept in half precision as this at the centre: what falls below its smallest number gets that."""
+
+WindowRule = Literal["medseg", "nnunet"]
+"""Who places and weighs windows; they differ in rounding, in where an even window has its centre, and at its corners."""
+
 
 @dataclass(frozen=True)
 class WindowGrid:
@@ -31,30 +38,36 @@ class WindowGrid:
         starts: First voxels of the windows along each axis, ascending. Where the volume is smaller than the window there is one,
             centred on it.
         walk_axis: The windows that share a start along this axis are a layer; layers follow each other.
+        rule: Who placed the windows, and weighs their voxels.
     """
 
     shape_ijk: Shape3
     window_ijk: Shape3
     starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
     walk_axis: int
+    rule: WindowRule = "medseg"
 
     @classmethod
-    def over(cls, shape_ijk: Shape3, window_ijk: Shape3, overlap: float) -> WindowGrid:
+    def over(cls, shape_ijk: Shape3, window_ijk: Shape3, overlap: float, rule: WindowRule = "medseg") -> WindowGrid:
         """The grid over a volume, walked along the axis on which the fewest voxels are unfinished at a time.
 
         Args:
             shape_ijk: Of the volume.
             window_ijk: Of the window.
             overlap: Smallest part of a window that its neighbour covers too, at least 0 and below 1.
+            rule: How starts are rounded.
 
         Raises:
             ConfigError: The overlap is out of range.
+
+        Source: for nnU-Net, its ``compute_steps_for_sliding_window``.
         """
         if not 0 <= overlap < 1:
             raise ConfigError(f"expected an overlap of at least 0 and below 1, found {overlap}")
-        i, j, k = (tuple(_starts(size, window, overlap)) for size, window in zip(shape_ijk, window_ijk, strict=True))
+        place = _starts if rule == "medseg" else _nnunet_starts
+        i, j, k = (tuple(place(size, window, overlap)) for size, window in zip(shape_ijk, window_ijk, strict=True))
         depths = [min(size, window) / size for size, window in zip(shape_ijk, window_ijk, strict=True)]
-        return cls(shape_ijk, window_ijk, (i, j, k), depths.index(min(depths)))
+        return cls(shape_ijk, window_ijk, (i, j, k), depths.index(min(depths)), rule)
 
     @property
     def num_windows(self) -> int:
@@ -81,17 +94,21 @@ class WindowGrid:
             yield after, tuple(PatchLocation((i, j, k), self.window_ijk) for i, j, k in product(*chosen))
 
 
-def gaussian_weights(window_ijk: Shape3) -> Float[np.ndarray, IJK]:
-    """Weight of each voxel of a window: a Gaussian about its centre, 1 there, float32.
+def gaussian_weights(window_ijk: Shape3, rule: WindowRule = "medseg") -> Float[np.ndarray, IJK]:
+    """Weight of each voxel of a window: a Gaussian about its centre, largest there, float32.
 
-    Source: nnU-Net's importance map (Isensee et al. 2021), sigma of 1/8 of the window.
+    Source: nnU-Net's importance map (Isensee et al. 2021; its ``compute_gaussian``), sigma of 1/8 of the window.
     """
     profiles = []
     for size in window_ijk:
-        offsets = np.arange(size) - (size - 1) / 2
-        profiles.append(np.exp(-0.5 * (offsets / (size * SIGMA_PART)) ** 2))
+        centre = (size - 1) / 2 if rule == "medseg" else size // 2
+        profiles.append(np.exp(-0.5 * ((np.arange(size) - centre) / (size * SIGMA_PART)) ** 2))
     i, j, k = profiles
     weights: np.ndarray = i[:, None, None] * j[None, :, None] * k[None, None, :]
+    if rule == "nnunet":
+        halves: np.ndarray = (weights / weights.max() * NNUNET_SCALE).astype(np.float16)
+        positive: np.ndarray = np.maximum(halves, halves[halves > 0].min())
+        return positive.astype(np.float32)
     floored: np.ndarray = np.maximum(weights / weights.max(), SMALLEST_WEIGHT)
     return floored.astype(np.float32)
 
@@ -102,3 +119,11 @@ def _starts(size: int, window: int, overlap: float) -> list[int]:
     step = max(1, int(window * (1 - overlap)))
     num_windows = -(-(size - window) // step) + 1
     return [int(index * (size - window) / (num_windows - 1) + 0.5) for index in range(num_windows)]
+
+
+def _nnunet_starts(size: int, window: int, overlap: float) -> list[int]:
+    if size <= window:
+        return _starts(size, window, overlap)
+    num_windows = int(np.ceil((size - window) / (window * (1 - overlap)))) + 1
+    step = (size - window) / (num_windows - 1)
+    return [int(np.round(step * index)) for index in range(num_windows)]  # halves go to even numbers

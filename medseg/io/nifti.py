@@ -102,7 +102,7 @@ def write_label_map(path: str | Path, label_map: LabelMap, *, overwrite: bool = 
     def write(temporary: Path) -> None:
         """Plane by plane: packed at once, a whole label map would lie in memory three times more."""
         no_extensions = bytes(4)
-        with temporary.open("wb") as file, _packing(path, file) as packed:
+        with temporary.open("wb") as file, _packed(path, file) as packed:
             packed.write(bytes(header.binaryblock) + no_extensions)
             for plane in range(array.shape[2]):
                 packed.write(array[..., plane].tobytes(order="F"))
@@ -118,7 +118,7 @@ def write_label_map(path: str | Path, label_map: LabelMap, *, overwrite: bool = 
     write_atomically(path, write, check=check, overwrite=overwrite)
 
 
-def _packing(path: Path, file: IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+def _packed(path: Path, file: IO[bytes]) -> AbstractContextManager[IO[bytes]]:
     """What packs the bytes of a file, if its name says that they are packed."""
     if path.name.lower().endswith(".gz"):
         return cast(AbstractContextManager[IO[bytes]], gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0))

@@ -21,7 +21,7 @@ from medseg.models.config import (
 )
 from medseg.models.from_monai import DynUNet, MedNeXt, SegResNet, attention_unet, swin_unetr
 from medseg.models.residual_unet import ResidualUNet
-from medseg.models.unet import UNet
+from medseg.models.unet import DecoderRule, UNet
 from medseg.models.vnet import VNet
 
 
@@ -49,10 +49,12 @@ def build_model(
     num_axes = len(strides[0])
     network: nn.Module
     match config:
-        case UNetConfig(num_convolutions=count, deep_supervision=deep):
-            network = UNet(in_channels, out_channels, _chosen(config.features), strides, kernels, count, deep)
-        case ResidualUNetConfig(num_blocks=blocks, deep_supervision=deep):
-            network = ResidualUNet(in_channels, out_channels, _chosen(config.features), strides, kernels, blocks, deep)
+        case UNetConfig(num_convolutions=count):
+            rule = _decoder_rule(config)
+            network = UNet(in_channels, out_channels, _chosen(config.features), strides, kernels, count, rule)
+        case ResidualUNetConfig(num_blocks=blocks):
+            rule = _decoder_rule(config)
+            network = ResidualUNet(in_channels, out_channels, _chosen(config.features), strides, kernels, blocks, rule)
         case VNetConfig(num_convolutions=counts, deep_supervision=deep):
             cube: list[int] = [config.kernel_size] * num_axes
             network = VNet(in_channels, out_channels, config.width, counts, cube, config.stem_stride, deep)
@@ -78,3 +80,7 @@ def _chosen(features: tuple[int, ...] | None) -> tuple[int, ...]:
             "network.features is null, which leaves the choice to the planner: build from its plan, or give it"
         )
     return features
+
+
+def _decoder_rule(config: UNetConfig | ResidualUNetConfig) -> DecoderRule:
+    return DecoderRule(config.decoder_convolutions, config.upsampling_bias, config.deep_supervision)

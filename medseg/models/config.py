@@ -30,6 +30,10 @@ class UNetConfig(ConfigBase):
     """2: work on half the resolution and upsample the logits, about five times the patches a second; 1: full resolution; null: the planner chooses."""
     num_convolutions: Few | Annotated[tuple[Few, ...], Field(min_length=1, max_length=8)] = 2
     """Convolutions of each stage; or a number for each, finest first, deeper stages with as many as the last."""
+    decoder_convolutions: Few | Annotated[tuple[Few, ...], Field(min_length=1, max_length=8)] | None = None
+    """The same for the decoder; null: as many as in the encoder."""
+    upsampling_bias: bool = False
+    """Add a constant to each upsampled channel, as nnU-Net does; imported networks have it."""
     deep_supervision: bool = False
     """Learn from the coarser stages of the decoder too; costs nothing when predicting."""
 
@@ -44,6 +48,10 @@ class ResidualUNetConfig(ConfigBase):
     """2: work on half the resolution and upsample the logits, about five times the patches a second; 1: full resolution; null: the planner chooses."""
     num_blocks: tuple[Count, ...] = Field((1, 2, 2, 2), min_length=1, max_length=8)
     """Residual blocks of each stage, finest first; deeper stages have as many as the last (nnU-Net's M has 1, 3, 4, 6)."""
+    decoder_convolutions: Few | Annotated[tuple[Few, ...], Field(min_length=1, max_length=8)] = 1
+    """Convolutions of each stage of the decoder; or a number for each, finest first, deeper stages with as many as the last."""
+    upsampling_bias: bool = False
+    """Add a constant to each upsampled channel, as nnU-Net does; imported networks have it."""
     deep_supervision: bool = False
     """Learn from the coarser stages of the decoder too; costs nothing when predicting."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medseg.core.shapes import BC_SPATIAL
 from medseg.models.config import of_stages
 from medseg.models.layers import average_pool
-from medseg.models.unet import ConvolutionBlock, EncoderDecoder, Stride, kernels_of_stages
+from medseg.models.unet import USUAL_DECODER, ConvolutionBlock, DecoderRule, EncoderDecoder, Stride, kernels_of_stages
 
 
 class ResidualBlock(nn.Module):
@@ -48,7 +48,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualUNet(EncoderDecoder):
-    """Residual blocks in the encoder, one convolution a stage in the decoder.
+    """Residual blocks in the encoder, plain convolutions in the decoder, one a stage unless its rule says otherwise.
 
     Args:
         in_channels: Image channels.
@@ -57,7 +57,7 @@ class ResidualUNet(EncoderDecoder):
         strides: Stride on the way into each stage; a first stride of 2 works on half the resolution, as in the U-Net.
         kernels: Kernel of each stage; 3 on every axis unless given.
         num_blocks: Residual blocks of each stage; deeper stages have as many as the last given.
-        deep_supervision: In training, also give the logits of the coarser stages.
+        rule: Of the decoder.
 
     Source:
         Isensee et al. 2024, "nnU-Net Revisited" (ResEnc; blocks of He et al. 2019, ResNet-D). A block begins as its way
@@ -73,7 +73,7 @@ class ResidualUNet(EncoderDecoder):
         strides: Sequence[Stride],
         kernels: Sequence[Sequence[int]] | None = None,
         num_blocks: Sequence[int] = (1, 3, 4, 6),
-        deep_supervision: bool = False,
+        rule: DecoderRule = USUAL_DECODER,
     ) -> None:
         ones = [1] * len(strides[0])
         kernels = kernels_of_stages(features, strides, kernels)
@@ -85,9 +85,8 @@ class ResidualUNet(EncoderDecoder):
             blocks: list[nn.Module] = [ResidualBlock(before, after, kernel, stride if stage else ones)]
             blocks += [ResidualBlock(after, after, kernel, ones) for _ in range(counts[stage] - 1)]
             encoder.append(nn.Sequential(*blocks) if stage else nn.Sequential(stem, *blocks))
-        super().__init__(
-            encoder, out_channels, features, strides, kernels, of_stages(1, len(features)), deep_supervision
-        )
+        rule = rule if rule.num_convolutions is not None else rule._replace(num_convolutions=1)
+        super().__init__(encoder, out_channels, features, strides, kernels, rule)
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 nn.init.zeros_(module.second.norm.get_parameter("weight"))

@@ -76,10 +76,10 @@ def u_net_cost(
         maps.append(voxels)
         _encode(total, config, stage, (before, after), kernel, stride, voxels)
         before = after
-    counts = of_stages(config.num_convolutions if isinstance(config, UNetConfig) else 1, len(features))
+    counts = of_stages(_decoder_convolutions(config), len(features))
     for stage in range(len(features) - 2, -1, -1):
         fine, coarse = features[stage], features[stage + 1]
-        total.convolve(coarse, fine, strides[stage + 1], maps[stage + 1])
+        total.convolve(coarse, fine, strides[stage + 1], maps[stage + 1], config.upsampling_bias)
         total.saved.append(2 * fine * maps[stage])  # what comes up beside the skip connection
         for index in range(counts[stage]):
             total.block(fine if index else 2 * fine, fine, kernels[stage], maps[stage])
@@ -96,6 +96,13 @@ def u_net_cost(
         largest_bytes=float(BYTES * max(total.saved)),
         output_bytes=float(BYTES * logits),
     )
+
+
+def _decoder_convolutions(config: UNetConfig | ResidualUNetConfig) -> int | Sequence[int]:
+    if config.decoder_convolutions is None:
+        assert isinstance(config, UNetConfig)
+        return config.num_convolutions
+    return config.decoder_convolutions
 
 
 def _encode(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -48,6 +48,23 @@ class ConvolutionBlock(nn.Module):
         return cast(Tensor, self.activation(self.norm(self.convolution(features_BC))))
 
 
+class DecoderRule(NamedTuple):
+    """What a decoder is made of, besides features, strides and kernels.
+
+    Attributes:
+        num_convolutions: Of each stage, finest first, deeper ones with as many as the last; None: as many as the encoder's.
+        upsampling_bias: Whether the transposed convolutions add a constant to each channel.
+        deep_supervision: In training, also give the logits of the coarser stages.
+    """
+
+    num_convolutions: int | Sequence[int] | None = None
+    upsampling_bias: bool = False
+    deep_supervision: bool = False
+
+
+USUAL_DECODER = DecoderRule()
+
+
 class EncoderDecoder(nn.Module):
     """Any encoder, and a decoder of plain convolutions, joined by skip connections.
 
@@ -57,8 +74,7 @@ class EncoderDecoder(nn.Module):
         features: Channels of each stage.
         strides: Stride of each stage. Where the first is above 1, a transposed convolution leads straight to the logits.
         kernels: Kernel of each stage.
-        num_convolutions: Convolutions of each stage of the decoder, finest first.
-        deep_supervision: In training, also give the logits of the coarser stages of the decoder.
+        rule: Of the decoder, with the number of its convolutions.
     """
 
     def __init__(
@@ -68,18 +84,19 @@ class EncoderDecoder(nn.Module):
         features: Sequence[int],
         strides: Sequence[Stride],
         kernels: Sequence[Sequence[int]],
-        num_convolutions: Sequence[int],
-        deep_supervision: bool,
+        rule: DecoderRule,
     ) -> None:
         super().__init__()
+        assert rule.num_convolutions is not None
+        counts = of_stages(rule.num_convolutions, len(features))
         num_axes = len(strides[0])
         self.total_stride = tuple(math.prod(stride[axis] for stride in strides) for axis in range(num_axes))
         self.encoder = nn.ModuleList(encoder)
         self.upsampling, self.decoder = nn.ModuleList(), nn.ModuleList()
-        ways_up = list(zip(pairwise(features), strides[1:], kernels[:-1], num_convolutions[:-1], strict=True))
+        ways_up = list(zip(pairwise(features), strides[1:], kernels[:-1], counts[:-1], strict=True))
+        upsample, bias = transposed_convolution(num_axes), rule.upsampling_bias
         for (fine, coarse), stride, kernel, count in reversed(ways_up):
-            up = transposed_convolution(num_axes)(coarse, fine, tuple(stride), tuple(stride), bias=False)
-            self.upsampling.append(up)
+            self.upsampling.append(upsample(coarse, fine, tuple(stride), tuple(stride), bias=bias))
             self.decoder.append(plain_stage(2 * fine, fine, kernel, [1] * num_axes, count))
         stem = tuple(strides[0])
         self.head: nn.Module
@@ -87,7 +104,7 @@ class EncoderDecoder(nn.Module):
             self.head = transposed_convolution(num_axes)(features[0], out_channels, stem, stem)
         else:
             self.head = convolution(num_axes)(features[0], out_channels, (1,) * num_axes)
-        coarse_stages = features[1:-1] if deep_supervision else ()
+        coarse_stages = features[1:-1] if rule.deep_supervision else ()
         self.deep_heads = nn.ModuleList(convolution(num_axes)(width, out_channels, 1) for width in coarse_stages)
         self.apply(_initialise)
 
@@ -120,11 +137,12 @@ class UNet(EncoderDecoder):
         kernels: Kernel of each stage; 3 on every axis unless given.
         num_convolutions: Convolutions a stage, in the encoder and in the decoder; or of each stage, finest first, deeper ones with
             as many as the last. One at full resolution costs half as much as two, and most of a network's time is spent there.
-        deep_supervision: In training, also give the logits of the coarser stages.
+        rule: Of the decoder.
 
     Source:
         Ronneberger et al. 2015 (U-Net), Isensee et al. 2021 (nnU-Net: instance norm, LeakyReLU 0.01, strided
-        convolutions down, transposed convolutions up, no bias). Deviation: a first stride above 1 ends in a transposed
+        convolutions down, transposed convolutions up). Deviations: no bias where a normalisation takes it away again, and of
+        the upsampling only if it is asked for; a first stride above 1 ends in a transposed
         convolution straight to the logits.
     """
 
@@ -136,7 +154,7 @@ class UNet(EncoderDecoder):
         strides: Sequence[Stride],
         kernels: Sequence[Sequence[int]] | None = None,
         num_convolutions: int | Sequence[int] = 2,
-        deep_supervision: bool = False,
+        rule: DecoderRule = USUAL_DECODER,
     ) -> None:
         kernels = kernels_of_stages(features, strides, kernels)
         widths, counts = pairwise([in_channels, *features]), of_stages(num_convolutions, len(features))
@@ -144,7 +162,8 @@ class UNet(EncoderDecoder):
             plain_stage(before, after, kernel, stride, count)
             for (before, after), kernel, stride, count in zip(widths, kernels, strides, counts, strict=True)
         ]
-        super().__init__(encoder, out_channels, features, strides, kernels, counts, deep_supervision)
+        rule = rule if rule.num_convolutions is not None else rule._replace(num_convolutions=counts)
+        super().__init__(encoder, out_channels, features, strides, kernels, rule)
 
 
 def kernels_of_stages(

@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": [
         "--compare", "--json", "--labels", "--out", "--quiet", "--split", "--surface", "--task", "--verbose",
     ],
+    "import nnunet": ["--fold", "--json", "--out", "--quiet", "--verbose"],
     "init": ["--out", "--verbose"],
     "plan": [
         "--budget", "--device", "--explain", "--explain-memory", "--json", "--memory", "--out", "--quiet", "--set", "--verbose",
@@ -40,7 +41,6 @@ def test_commands_and_options_are_those_delivered() -> None:
 
     from pipelines.cli import app
 
-    group = typer.main.get_command(app)
     found = {
         name: sorted(
             option
@@ -48,9 +48,18 @@ def test_commands_and_options_are_those_delivered() -> None:
             for option in param.opts
             if option.startswith("--") and option != "--help"
         )
-        for name, command in group.commands.items()  # type: ignore[attr-defined]
+        for name, command in commands_of(typer.main.get_command(app))
     }
     assert found == COMMANDS
+
+
+def commands_of(group, before: str = ""):
+    """Names and commands, those of groups too."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_of(command, f"{before}{name} ")
+        else:
+            yield before + name, command
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["tasks"]])
@@ -68,7 +77,7 @@ def test_light_commands_take_little_time_and_no_torch(arguments: list[str]) -> N
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_help_has_an_example(command: str, medseg) -> None:
-    answer = medseg(command, "--help")
+    answer = medseg(*command.split(), "--help")
     assert answer.exit_code == 0
     assert f"Example: medseg {command}" in answer.stdout
 

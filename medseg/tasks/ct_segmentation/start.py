@@ -41,7 +41,7 @@ class StartingPoint:
             expected: What the run that goes on was started from.
 
         Raises:
-            CheckpointError: It is unusable, or not the one expected.
+            CheckpointError: It is unusable, not the one expected, or was not trained by medseg.
         """
         bundle = read_bundle(reference)
         if expected is not None and expected.hash != bundle.hash:
@@ -49,6 +49,11 @@ class StartingPoint:
                 f"the bundle {reference} is not the one that this run was started from: start a new run"
             )
         description = describe(bundle)
+        if description.plan.preparation is not None:
+            raise CheckpointError(
+                f"the bundle {reference} was trained by another program, on scans prepared in its way: it predicts, but cannot "
+                "be trained further here"
+            )
         return cls(StartedFrom(name=description.name, hash=bundle.hash), description, bundle.weights[0])
 
     def require_channels(self, dataset: Dataset) -> None:

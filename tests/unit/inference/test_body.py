@@ -21,11 +21,11 @@ HOW = WindowNormalisation(low=-1000, high=1000, mean=0, std=200)
 
 
 def scan(shape=(60, 50, 70)) -> np.ndarray:
-    """Air with noise, an ellipsoid of water, and a couch: a shell of 2 voxels below it."""
+    """Air with noise, an ellipsoid of water, and a couch: a shell of one voxel below it."""
     image = np.full(shape, -1000.0) + np.abs(np.random.default_rng(0).normal(0, 60, shape))
     i, j, k = np.indices(shape)
     image[((i - 30) / 16) ** 2 + ((j - 30) / 12) ** 2 + ((k - 40) / 24) ** 2 <= 1] = 0
-    image[5:55, 4:6] = 200
+    image[5:55, 4:5] = 200
     return ((image - HOW.mean) / HOW.std).astype(np.float32)[None]
 
 

@@ -108,7 +108,9 @@ def test_outside_a_box_nothing_is_written_and_inside_nothing_changes(walk_axis: 
     for axis, (centre, start, size) in enumerate(zip(centres, box.start_ijk, box.shape_ijk, strict=True)):
         shape = [-1 if axis == other else 1 for other in range(3)]
         stop, whole_size = start + size, grid.shape_ijk[axis]
-        inside &= ((centre >= start - 0.5 if start else centre > -9) & ((centre < stop - 0.5) | (stop == whole_size))).reshape(shape)
+        inside &= (
+            (centre >= start - 0.5 if start else centre > -9) & ((centre < stop - 0.5) | (stop == whole_size))
+        ).reshape(shape)
         surely &= (((centre >= start) | (start == 0)) & ((centre <= stop - 1) | (stop == whole_size))).reshape(shape)
     assert (found[~inside] == 0).all()
     assert (found[inside] > 0).all()
@@ -122,7 +124,9 @@ def test_a_sheared_grid_is_resolved_as_it_is_sampled_whole(walk_axis: int) -> No
     file_grid = Geometry(affine, (24, 22, 12))
     grid = file_grid.orthogonal.canonical.resampled((2.0, 1.9, 2.2))
     shear = Shear(index_map(file_grid, grid), file_grid.shape_ijk)
-    mapping = GridMapping(grid_weights(grid, file_grid.orthogonal.canonical, smooth=False), file_grid.orthogonal.axes, shear)
+    mapping = GridMapping(
+        grid_weights(grid, file_grid.orthogonal.canonical, smooth=False), file_grid.orthogonal.axes, shear
+    )
     logits = smooth_logits(4, grid.shape_ijk, 2)
     planes = [sample_plane(logits, shear, plane) for plane in range(file_grid.shape_ijk[2])]
     sampled = np.stack(planes, axis=-1)

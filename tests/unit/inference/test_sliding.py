@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from medseg.core.errors import ConfigError, InferenceError
 from medseg.core.patch import PatchLocation, cut_out
@@ -140,6 +142,26 @@ def test_gaussian_agrees_with_monai() -> None:
     counts = theirs > 2e-3  # below, each keeps its own smallest weight
     np.testing.assert_allclose(ours[counts], theirs[counts], atol=1e-6)
     assert ours.min() == pytest.approx(1e-3)
+
+
+@given(st.integers(0, 200), st.integers(1, 64), st.sampled_from([0.5, 0.25]))
+def test_windows_of_imported_models_lie_where_nnunets_do(extra: int, window: int, overlap: float) -> None:
+    """Written down from the documentation of its ``compute_steps_for_sliding_window``."""
+    size, step = window + extra, window * (1 - overlap)
+    count = math.ceil(extra / step) + 1
+    expected = [int(np.round(extra / max(1, count - 1) * number)) for number in range(count)]
+    assert list(WindowGrid.over((size, 4, 4), (window, 4, 4), overlap, "nnunet").starts[0]) == expected
+
+
+@pytest.mark.parametrize("window", [(8, 12, 16), (7, 9, 33), (1, 2, 3), (20, 64, 48)])
+def test_windows_of_imported_models_weigh_as_nnunets_do(window) -> None:
+    """nnU-Net filters a single voxel with SciPy's Gaussian and keeps ten times the result in half precision."""
+    voxel = np.zeros(window)
+    voxel[tuple(size // 2 for size in window)] = 1
+    filtered = ndimage.gaussian_filter(voxel, [size / 8 for size in window], mode="constant")
+    expected = (filtered / filtered.max() * 10).astype(np.float16)
+    expected[expected == 0] = expected[expected > 0].min()
+    np.testing.assert_allclose(gaussian_weights(window, "nnunet"), expected, rtol=1e-3, atol=6e-8)
 
 
 @given(st.tuples(*[st.integers(-9, 9)] * 3), st.tuples(*[st.integers(1, 9)] * 3))

@@ -111,13 +111,14 @@ STRIDE = st.tuples(*[st.sampled_from([1, 2])] * 3)
 @st.composite
 def u_nets(draw):
     features = tuple(draw(st.lists(st.integers(1, 12), min_size=2, max_size=5)))
-    deep = draw(st.booleans())
+    counts = st.integers(1, 3) | st.lists(st.integers(1, 3), min_size=1, max_size=6).map(tuple)
+    shared = {"features": features, "deep_supervision": draw(st.booleans()), "upsampling_bias": draw(st.booleans())}
     if draw(st.booleans()):
-        counts = draw(st.integers(1, 3) | st.lists(st.integers(1, 3), min_size=1, max_size=6).map(tuple))
-        config = UNetConfig(features=features, num_convolutions=counts, deep_supervision=deep)
+        decoder = draw(st.none() | counts)
+        config = UNetConfig(num_convolutions=draw(counts), decoder_convolutions=decoder, **shared)
     else:
         blocks = tuple(draw(st.lists(st.integers(1, 2), min_size=1, max_size=3)))
-        config = ResidualUNetConfig(features=features, num_blocks=blocks, deep_supervision=deep)
+        config = ResidualUNetConfig(num_blocks=blocks, decoder_convolutions=draw(counts), **shared)
     strides = tuple(draw(STRIDE) for _ in features)
     kernel = st.sampled_from([(1, 3, 3), (3, 3, 3), (3, 3, 1)])
     kernels = draw(st.none() | st.tuples(*[kernel] * len(features)))

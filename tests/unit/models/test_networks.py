@@ -203,3 +203,17 @@ def test_every_field_of_a_network_is_explained(kind) -> None:
 def test_uniform_networks_say_their_strides() -> None:
     found = {kind().kind: math.prod(kind().strides) for kind in get_args(configs.UniformConfig)}
     assert found == {"vnet": 16, "segresnet": 8, "swin_unetr": 32, "mednext": 8}
+
+
+@pytest.mark.parametrize("kind", [UNetConfig, ResidualUNetConfig])
+def test_a_decoder_may_have_its_own_convolutions_and_a_bias(kind) -> None:
+    strides = [[1] * 3, [2] * 3, [2] * 3]
+    usual = build_model(small(kind), 1, 2, strides)
+    assert usual.upsampling[0].bias is None
+    network = build_model(small(kind, decoder_convolutions=(3, 2), upsampling_bias=True), 1, 2, strides)
+    assert [len(stage) for stage in network.decoder] == [2, 3], (
+        "the coarsest comes first, and the counts are from the finest"
+    )
+    assert all(up.bias is not None for up in network.upsampling)
+    assert len(network.encoder[2]) == len(usual.encoder[2])
+    assert network(torch.randn(1, 1, 8, 8, 8)).shape == (1, 2, 8, 8, 8)
