@@ -69,13 +69,16 @@ def predict_planes(
     num_done = 0
     for until, layer in grid.layers():
         places = [place for place in layer if place not in skipped]
+        num_done += len(layer) - len(places)
         for start in range(0, len(places), tile_batch):
             batch = places[start : start + tile_batch]
             windows_BCIJK = np.stack([cut_out(image_CIJK, place, outside) for place in batch])
             for place, logits_CIJK in zip(batch, _run(runtime, windows_BCIJK), strict=True):
                 stitcher.add(place, logits_CIJK)
-            listener(Progress("predicting", num_done + start + len(batch), grid.num_windows))
-        num_done += len(layer)
+            num_done += len(batch)
+            listener(Progress("predicting", num_done, grid.num_windows))
+        if not places:
+            listener(Progress("predicting", num_done, grid.num_windows))
         for number, plane in stitcher.finish(until):
             # A NaN or infinity anywhere makes the sum non-finite; one pass without a mask of the array's size.
             with np.errstate(invalid="ignore"):  # infinities of both signs
@@ -87,7 +90,6 @@ def predict_planes(
                     code="inference.nonfinite",
                 )
             yield number, plane
-    listener(Progress("predicting", grid.num_windows, grid.num_windows))
 
 
 def predict_logits(

@@ -115,6 +115,19 @@ def test_planes_are_to_the_bit_those_of_the_whole_volume(shape, window, overlap,
     np.testing.assert_array_equal(np.stack([plane for _, plane in found]), whole)
 
 
+def test_progress_counts_every_window_once_and_ends_with_all_of_them() -> None:
+    grid, told = WindowGrid.over((20, 9, 9), (8, 8, 8), 0.5), []
+    layers = [layer for _, layer in grid.layers()]
+    for skipped in ((), layers[0][:1], layers[-1]):
+        told.clear()
+        list(
+            predict_planes(np.zeros((1, 20, 9, 9), np.float32), Blurring(), grid, skipped=skipped, listener=told.append)
+        )
+        counts = [event.done for event in told]
+        assert counts == sorted(set(counts))
+        assert counts[-1] == grid.num_windows
+
+
 def test_nonfinite_logits_are_an_error() -> None:
     image = np.zeros((1, 4, 4, 4), np.float32)
     image[0, 1, 1, 1] = np.inf
