@@ -163,7 +163,8 @@ def _resampled(
     order = resampling_order(weights, image_CIJK.shape[1:])
     across, num_planes = weights[2], len(weights[2].indices)
     result = np.empty((len(image_CIJK), *(len(axis.indices) for axis in weights)), np.float32)
-    step = max(1, SLAB_VOXELS // (len(image_CIJK) * image_CIJK.shape[1] * image_CIJK.shape[2]))
+    source_voxels = image_CIJK.size / num_planes  # of the file, for one plane of the network's grid
+    step = max(1, int(SLAB_VOXELS / max(source_voxels, image_CIJK[..., 0].size)))
     for start in range(0, num_planes, step):
         rows = slice(start, min(start + step, num_planes))
         first, stop = int(across.indices[rows].min()), int(across.indices[rows].max()) + 1

@@ -1,7 +1,7 @@
 """Where the body lies in a CT: half of a scan is air and couch, and windows there need no network.
 
-The body is what is denser than air in blocks of about a centimetre that are mostly filled, and hangs together: a couch is a
-thin shell, noise and padding are no blocks. Both the box and the list of windows to skip keep a wide margin around it, because
+The body is what is denser than air in blocks of about a centimetre that are mostly filled, and hangs together, with all that it
+encloses, lungs and bowel gas among it: a couch is a thin shell, noise and padding are no blocks. Both the box and the list of windows to skip keep a wide margin around it, because
 a structure that is cut off costs more than a few windows.
 """
 
@@ -34,6 +34,9 @@ FILLED = 0.4
 
 SMALLEST_PART = 0.01
 """Of the largest part that hangs together; smaller parts are crumbs. Arms and legs are several hundredths of a trunk."""
+
+HIGHEST_LOW_HU = 0.0
+"""Where a window begins above this, as for bone or contrast, it shows too little of the body to tell where that ends."""
 
 MARGIN_BLOCKS = 2
 """Blocks around the body that belong to it: noses, ears and fingers, which fill no block."""
@@ -103,7 +106,7 @@ def find_body(
     modalities: Sequence[str],
     normalisation: Sequence[Normalisation],
 ) -> Body | None:
-    """The body in a prepared CT; None where there is no CT, or nothing that looks like a body.
+    """The body in a prepared CT; None where there is no CT, its window shows only bone, or nothing looks like a body.
 
     Args:
         image_CIJK: Prepared.
@@ -115,7 +118,7 @@ def find_body(
         return None
     channel = modalities.index("CT")
     how = normalisation[channel]
-    if not isinstance(how, WindowNormalisation):
+    if not isinstance(how, WindowNormalisation) or how.low > HIGHEST_LOW_HU:
         return None
     # What the window cuts off below looks like air to the network too, so body is what lies above its lower end.
     threshold = (max(BODY_HU, how.low + 1.0) - how.mean) / how.std
@@ -127,8 +130,19 @@ def find_body(
     sizes = np.bincount(parts.ravel())
     kept = sizes >= SMALLEST_PART * sizes[1:].max()
     kept[0] = False
-    blocks = ndimage.binary_dilation(kept[parts], np.ones((3, 3, 3), dtype=bool), iterations=MARGIN_BLOCKS)
+    blocks = ndimage.binary_dilation(
+        _with_enclosed(kept[parts]), np.ones((3, 3, 3), dtype=bool), iterations=MARGIN_BLOCKS
+    )
     return Body(blocks, (i, j, k), (image_CIJK.shape[1], image_CIJK.shape[2], image_CIJK.shape[3]))
+
+
+def _with_enclosed(blocks: Bool[np.ndarray, IJK]) -> Bool[np.ndarray, IJK]:
+    """Blocks and what they enclose in a plane across any axis: lungs are open in space where a scan cuts them."""
+    filled = blocks.copy()
+    for axis in range(3):
+        for plane, target in zip(np.moveaxis(blocks, axis, 0), np.moveaxis(filled, axis, 0), strict=True):
+            np.logical_or(target, ndimage.binary_fill_holes(plane), out=target)
+    return filled
 
 
 def _share_filled(image_IJK: np.ndarray, threshold: float, block_ijk: Shape3) -> Float[np.ndarray, IJK]:

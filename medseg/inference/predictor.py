@@ -24,7 +24,7 @@ from medseg.inference.description import ModelDescription
 from medseg.inference.ensemble import Ensemble, open_ensemble
 from medseg.inference.resolve import channel_dtype, make_resolver
 from medseg.inference.runtime import Runtime, averaged
-from medseg.inference.sliding import SlidingWindow, predict_planes
+from medseg.inference.sliding import SlidingWindow, lowest_values, predict_planes
 from medseg.inference.tiling import WindowRule
 from medseg.io.volume import read_volume
 
@@ -158,9 +158,9 @@ class Predictor:
         resolver = make_resolver(mapping, self.description.decision, grid.walk_axis, box, shape, channels)
         image_CIJK = prepared.image[(slice(None), *box.to_slices())]
         resolving_s = 0.0
-        for number, logits in predict_planes(
-            image_CIJK, self.runtime, grid, self.sliding.tile_batch, skipped, listener
-        ):
+        outside = lowest_values(prepared.image)  # of the whole image, wherever the body lies
+        planes = predict_planes(image_CIJK, self.runtime, grid, self.sliding.tile_batch, skipped, outside, listener)
+        for number, logits in planes:
             began = time.perf_counter()
             resolver.add(number, logits)
             resolving_s += time.perf_counter() - began

@@ -291,6 +291,7 @@ class ShearedResolver:
         self.before: _Plane | None = None
         i, j = np.ogrid[: channels.shape[0], : channels.shape[1]]
         self.walked_IJ = self.matrix[0, 0] * i + self.matrix[0, 1] * j + self.matrix[0, 3]
+        self.lowest, self.highest = float(self.walked_IJ.min()), float(self.walked_IJ.max())
 
     def add(self, number: int, logits_CRK: Float[np.ndarray, "channels rows columns"]) -> None:
         """The next plane; the file's voxels between it and the one before are decided."""
@@ -298,7 +299,10 @@ class ShearedResolver:
         low = number - 1 if self.before is not None else -np.inf
         high = number if number < self.size[0] - 1 else np.inf
         for k in range(self.channels.shape[2]):
-            walked_IJ = self.walked_IJ + self.matrix[0, 2] * k
+            step = float(self.matrix[0, 2] * k)
+            if self.highest + step <= low or self.lowest + step > high:
+                continue
+            walked_IJ = self.walked_IJ + step
             chosen = np.nonzero((walked_IJ > low) & (walked_IJ <= high))
             if len(chosen[0]):
                 self._decide((self.before or plane, plane), number, k, chosen, walked_IJ[chosen])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +46,12 @@ def predict_planes(
     grid: WindowGrid,
     tile_batch: int = 1,
     skipped: Collection[PatchLocation] = (),
+    outside: Sequence[float] | None = None,
     listener: Listener = silent,
 ) -> Iterator[tuple[int, Float[np.ndarray, "logits rows columns"]]]:
     """Stitched logits of each plane across the walked axis, with its number, as soon as no further window reaches it.
 
-    Only the logits of unfinished planes are held. Where the image is smaller than the window it is padded with each channel's
-    smallest value, as in training.
+    Only the logits of unfinished planes are held.
 
     Args:
         image_CIJK: Prepared.
@@ -59,12 +59,13 @@ def predict_planes(
         grid: Of the windows, over the image.
         tile_batch: Windows given to the network at once.
         skipped: Windows that need no network; where only these lie, all logits are 0.
+        outside: What an image smaller than the window is padded with, for each channel; None: its smallest value, as in training.
         listener: Hears of the progress.
 
     Raises:
         InferenceError: The network cannot run (``inference.failed``), or a logit is not finite (``inference.nonfinite``).
     """
-    outside = image_CIJK.min(axis=(1, 2, 3)).astype(np.float64).tolist()
+    outside = lowest_values(image_CIJK) if outside is None else outside
     stitcher = Stitcher(runtime, grid)
     num_done = 0
     for until, layer in grid.layers():
@@ -90,6 +91,12 @@ def predict_planes(
                     code="inference.nonfinite",
                 )
             yield number, plane
+
+
+def lowest_values(image_CIJK: Float[np.ndarray, CIJK]) -> list[float]:
+    """The smallest value of each channel: air."""
+    lowest: list[float] = image_CIJK.min(axis=(1, 2, 3)).astype(np.float64).tolist()
+    return lowest
 
 
 def predict_logits(

@@ -72,6 +72,24 @@ def test_every_structure_of_real_scans_lies_in_the_box_and_in_no_window_that_is_
         assert all(body.is_in(PatchLocation((i, j, k), (1, 1, 1))) for i, j, k in np.argwhere(found)[::97].tolist())
 
 
+def test_windows_inside_a_lung_are_looked_at_although_they_hold_air() -> None:
+    """A nodule may lie there."""
+    image = np.full((80, 80, 60), -1000.0)
+    i, j, _ = np.indices(image.shape)
+    trunk = ((i - 40) / 34) ** 2 + ((j - 40) / 34) ** 2 <= 1
+    image[trunk] = 40
+    image[((i - 40) / 28) ** 2 + ((j - 40) / 28) ** 2 <= 1] = -850  # cut open at both ends of the scan
+    body = find_body(((image - HOW.mean) / HOW.std).astype(np.float32)[None], (3.0, 3.0, 3.0), ("CT",), (HOW,))
+    assert body is not None
+    assert body.is_in(PatchLocation((38, 38, 28), (4, 4, 4)))
+    assert not body.is_in(PatchLocation((0, 0, 0), (2, 2, 2)))
+
+
+def test_a_window_of_bone_says_too_little_of_the_body() -> None:
+    bone = WindowNormalisation(low=150, high=1500, mean=400, std=200)
+    assert find_body(scan(), (3.0, 3.0, 3.0), ("CT",), (bone,)) is None
+
+
 def test_what_is_no_ct_or_holds_no_body_is_looked_at_whole() -> None:
     assert find_body(scan(), (3.0, 3.0, 3.0), ("MR",), (HOW,)) is None
     assert find_body(scan(), (3.0, 3.0, 3.0), ("CT",), (ZScoreNormalisation(),)) is None
