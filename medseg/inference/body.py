@@ -1,7 +1,8 @@
 """Where the body lies in a CT: half of a scan is air and couch, and windows there need no network.
 
 The body is what is denser than air in blocks of about a centimetre that are mostly filled, and hangs together, with all that it
-encloses, lungs and bowel gas among it: a couch is a thin shell, noise and padding are no blocks. Both the box and the list of windows to skip keep a wide margin around it, because
+encloses, lungs and bowel gas among it: a couch is a thin shell, noise and padding are no blocks. Where the body is cut off at a
+side of the scan, nobody can tell what it encloses, so there all of the plane counts. Both the box and the list of windows to skip keep a wide margin around it, because
 a structure that is cut off costs more than a few windows.
 """
 
@@ -90,12 +91,12 @@ def labels_air(plan: Plan, modalities: Sequence[str]) -> bool:
 
     Imported models count as such: their windows lie where they lay at home.
     """
-    if plan.preparation is not None or plan.fingerprint is None or "CT" not in modalities:
+    facts = plan.fingerprint
+    if plan.preparation is not None or facts is None or not facts.structures or "CT" not in modalities:
         return True
     channel = modalities.index("CT")
     medians = [
-        structure.percentiles[channel][1] if structure.percentiles else None
-        for structure in plan.fingerprint.structures.values()
+        structure.percentiles[channel][1] if structure.percentiles else None for structure in facts.structures.values()
     ]
     return any(median is None or median < AIR_STRUCTURE_HU for median in medians)
 
@@ -137,8 +138,13 @@ def find_body(
 
 
 def _with_enclosed(blocks: Bool[np.ndarray, IJK]) -> Bool[np.ndarray, IJK]:
-    """Blocks and what they enclose in a plane across any axis: lungs are open in space where a scan cuts them."""
+    """Blocks and what they enclose in a plane across any axis: lungs are open in space where a scan cuts them.
+
+    An axial plane whose blocks reach one of its sides is taken whole: a lung that the scan cuts there is open in every plane.
+    """
     filled = blocks.copy()
+    is_cut = np.logical_or(blocks[[0, -1]].any(axis=(0, 1)), blocks[:, [0, -1]].any(axis=(0, 1)))
+    filled[:, :, is_cut] = True
     for axis in range(3):
         for plane, target in zip(np.moveaxis(blocks, axis, 0), np.moveaxis(filled, axis, 0), strict=True):
             np.logical_or(target, ndimage.binary_fill_holes(plane), out=target)

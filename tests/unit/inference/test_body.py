@@ -85,6 +85,15 @@ def test_windows_inside_a_lung_are_looked_at_although_they_hold_air() -> None:
     assert not body.is_in(PatchLocation((0, 0, 0), (2, 2, 2)))
 
 
+def test_a_lung_that_the_side_of_the_scan_cuts_open_is_looked_at() -> None:
+    image = np.full((80, 80, 60), -850.0)
+    image[:12] = 40  # a chest wall on one side only
+    body = find_body(((image - HOW.mean) / HOW.std).astype(np.float32)[None], (3.0, 3.0, 3.0), ("CT",), (HOW,))
+    assert body is not None
+    assert body.box((8, 8, 8)) == PatchLocation((0, 0, 0), (80, 80, 60))
+    assert body.is_in(PatchLocation((60, 38, 28), (4, 4, 4)))
+
+
 def test_a_window_of_bone_says_too_little_of_the_body() -> None:
     bone = WindowNormalisation(low=150, high=1500, mean=400, std=200)
     assert find_body(scan(), (3.0, 3.0, 3.0), ("CT",), (bone,)) is None
@@ -121,4 +130,5 @@ def test_a_model_of_lungs_looks_at_air(medians, is_air: bool) -> None:
 
 
 def test_a_model_of_which_nothing_is_known_looks_at_everything() -> None:
+    assert labels_air(plan(), ("CT",))
     assert labels_air(plan(30).model_copy(update={"fingerprint": None}), ("CT",))
