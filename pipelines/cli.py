@@ -29,22 +29,20 @@ from pipelines.options import (
 )
 from pipelines.outcome import Outcome
 
+GROUP: dict[str, Any] = {
+    "no_args_is_help": True,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+"""How a group of commands behaves."""
+
 app = typer.Typer(
     name="medseg",
     help="Train 3D segmentation networks on CT scans, predict with them, and measure how good that is.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    **GROUP,
 )
-import_app = typer.Typer(
-    name="import",
-    help="Bundles from models that other programs trained.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+import_app = typer.Typer(name="import", help="Bundles from models that other programs trained.", **GROUP)
 app.add_typer(import_app)
 
 

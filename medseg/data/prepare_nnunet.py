@@ -116,9 +116,11 @@ def _normalise(
     image: Float[np.ndarray, CIJK], normalisation: Sequence[Normalisation], nonzero: Bool[np.ndarray, IJK]
 ) -> None:
     """In place. Holes in what is not 0 belong to it."""
+    inside = nonzero
+    if any(isinstance(how, NonzeroZScoreNormalisation) for how in normalisation):
+        inside = ndimage.binary_fill_holes(nonzero)
     for index, how in enumerate(normalisation):
         if isinstance(how, NonzeroZScoreNormalisation):
-            inside = ndimage.binary_fill_holes(nonzero)
             mean, std = scale_of(image[index][inside], how)
             image[index][inside] = (image[index][inside] - mean) / std
             continue

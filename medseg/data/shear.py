@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from scipy import ndimage
 
 from medseg.core.geometry import Geometry, Shape3
-from medseg.core.shapes import CIJK, IJK
+from medseg.core.shapes import IJK
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +55,3 @@ def index_map(source: Geometry, target: Geometry) -> Float[np.ndarray, "3 4"]:
     """Maps the homogeneous index of a voxel of one grid to the (fractional) index of the same place in another."""
     matrix: np.ndarray = np.linalg.solve(target.affine_ras, source.affine_ras)[:3]
     return matrix
-
-
-def sample_plane(
-    array: Float[np.ndarray, CIJK], shear: Shear, plane: int
-) -> Float[np.ndarray, "channels plane_i plane_j"]:
-    """Linear interpolation at the voxel centres of plane ``k`` of the file; beyond the edge, the edge's value is held."""
-    i, j = (axis.astype(np.float64) for axis in np.indices(shear.shape_ijk[:2]))
-    coordinates: Any = [row[0] * i + row[1] * j + row[2] * plane + row[3] for row in shear.to_network]
-    return np.stack(
-        [ndimage.map_coordinates(channel, coordinates, order=1, mode="nearest", prefilter=False) for channel in array]
-    )

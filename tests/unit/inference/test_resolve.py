@@ -11,7 +11,7 @@ from medseg.core.geometry import Geometry
 from medseg.core.patch import PatchLocation
 from medseg.data.resample import AxisWeights, axis_weights, grid_weights, resample
 from medseg.data.restore import GridMapping
-from medseg.data.shear import Shear, index_map, sample_plane
+from medseg.data.shear import Shear, index_map
 from medseg.inference import resolve as module
 from medseg.inference.resolve import decide, make_resolver, resolve, walked_first
 
@@ -128,8 +128,12 @@ def test_a_sheared_grid_is_resolved_as_it_is_sampled_whole(walk_axis: int) -> No
         grid_weights(grid, file_grid.orthogonal.canonical, smooth=False), file_grid.orthogonal.axes, shear
     )
     logits = smooth_logits(4, grid.shape_ijk, 2)
-    planes = [sample_plane(logits, shear, plane) for plane in range(file_grid.shape_ijk[2])]
-    sampled = np.stack(planes, axis=-1)
+    index = np.indices(file_grid.shape_ijk).reshape(3, -1)
+    places = shear.to_network @ np.vstack([index, np.ones(index.shape[1])])
+    sampled = np.stack(
+        [ndimage.map_coordinates(one, places, order=1, mode="nearest", prefilter=False) for one in logits]
+    )
+    sampled = sampled.reshape(-1, *file_grid.shape_ijk)
     found = streamed(logits, mapping, walk_axis, "softmax")
     best = np.sort(sampled, axis=0)
     differs = found != decide(sampled, "softmax")

@@ -88,6 +88,7 @@ def test_a_hostile_pickle_is_refused_and_does_nothing(tmp_path: Path, place: str
     [
         {"x": np.arange(3)},  # arrays are no scalars
         {"x": np.dtype(object)},
+        {"x": np.dtype([("a", "f4")])},
         {"x": np.array(None, object)},
         {"x": Path("a")},
         {"x": print},
