@@ -21,6 +21,7 @@ from pipelines.options import (
     Json,
     Memory,
     Quiet,
+    RuntimeOption,
     Set,
     Split,
     SurfaceName,
@@ -272,6 +273,9 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the label maps.")],
     split: Split = None,
     device: Device = "auto",
+    runtime: Annotated[
+        RuntimeOption, typer.Option(help="What runs the network; auto: the fastest one here, tried once per machine.")
+    ] = RuntimeOption.auto,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one for each core.")] = None,
     tile_batch: Annotated[int, typer.Option(min=1, help="Windows given to the network at once.")] = 1,
     overlap: Annotated[float, typer.Option(min=0.0, max=0.95, help="Overlap of neighbouring windows.")] = 0.5,
@@ -300,7 +304,8 @@ def predict(
         from pipelines import predict as pipeline
 
         options = pipeline.PredictOptions(
-            out=out, split=split.value if split else None, device=device, threads=threads, tile_batch=tile_batch,
+            out=out, split=split.value if split else None, device=device, runtime=runtime.value, threads=threads,
+            tile_batch=tile_batch,
             overlap=overlap, skip_air=skip_air, allow=codes_of(allow), preview=preview, overwrite=overwrite,
         )  # fmt: skip
         return pipeline.run(bundle, inputs, options, _display(quiet))

@@ -19,6 +19,7 @@ from medseg.engine.tracking import RunFolder, open_run
 from medseg.inference.components import ComponentChoice, choose_components
 from medseg.inference.ensemble import Ensemble, ensemble_of
 from medseg.inference.files import compared_cases
+from medseg.inference.runtimes.choice import choose_runtime
 from medseg.io.atomic import write_json_atomically
 from medseg.io.bundle import read_bundle, write_bundle
 from medseg.io.exclusive import exclusive
@@ -95,14 +96,16 @@ def predict_unseen(
     All connected parts are kept: which ones are worth keeping is chosen from these very predictions, and figures with
     rules that were chosen on the same cases would flatter them.
     """
-    options = predict.PredictOptions(out=out, device=config.trainer.device, threads=config.trainer.num_threads)
+    options = predict.PredictOptions(out=out)
     write_label_tables(out, dataset.labels)
-    manifest = Manifest.open(out, ensemble.hash, predict.settings(options))
+    choice = choose_runtime(ensemble, "torch", config.trainer.device, config.trainer.num_threads)
+    manifest = Manifest.open(out, ensemble.hash, predict.settings(options, choice))
     options = replace(options, overwrite=not manifest.entries)  # without entries, what lies there is of other networks
     for run, bundle in zip(runs, ensemble.bundles, strict=True):
         unseen = set(read_plan(run.plan).validation_cases)
         records = [record for record in dataset.cases if record.id in unseen]
-        predict.predict_all(ensemble_of([bundle]).with_components({}), records, manifest, options, listener)
+        fold = ensemble_of([bundle]).with_components({})
+        predict.predict_all(fold, choice, records, manifest, options, listener)
 
 
 def evaluate_unseen(

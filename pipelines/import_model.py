@@ -37,7 +37,7 @@ def run(model_folder: Path, options: ImportOptions, listener: Listener = silent)
         listener(Progress("importing", 0, None, message=f"note: {note}"))
     manifest = {**model.description.model_dump(mode="json"), "imported_from": dict(model.origin)}
     probe = make_probe(model.description, model.members)
-    write_bundle(options.out, manifest, model.members, probe, overwrite=False)
+    write_bundle(options.out, manifest, model.members, probe)
     structures = model.description.labels.names
     result = {
         "bundle": str(options.out),

@@ -27,6 +27,15 @@ class FormatName(StrEnum):
     msd = "msd"
 
 
+class RuntimeOption(StrEnum):
+    """What computes the logits."""
+
+    auto = "auto"
+    torch = "torch"
+    openvino = "openvino"
+    onnx = "onnx"
+
+
 class SurfaceName(StrEnum):
     """What a surface is made of."""
 

@@ -13,6 +13,7 @@ from medseg.core.progress import Listener, Progress, silent
 from medseg.inference.ensemble import Ensemble, open_ensemble
 from medseg.inference.files import predict_files
 from medseg.inference.predictor import Prediction, Predictor
+from medseg.inference.runtimes.choice import Choice, Wanted, choose_runtime
 from medseg.io.case import chosen_cases
 from medseg.io.exclusive import exclusive
 from medseg.io.label_tables import write_label_tables
@@ -28,6 +29,7 @@ class PredictOptions:
     out: Path
     split: Split | None = None
     device: str = "auto"
+    runtime: Wanted = "auto"
     threads: int | None = None
     tile_batch: int = 1
     overlap: float = 0.5
@@ -53,13 +55,19 @@ def run(bundle: str | Path, inputs: Sequence[Path], options: PredictOptions, lis
     records = chosen_cases(inputs, options.split, len(description.modalities))
     with exclusive(options.out):
         write_label_tables(options.out, description.labels)
-        manifest = Manifest.open(options.out, ensemble.hash, settings(options))
-        predict_all(ensemble, records, manifest, options, listener)
+        choice = choose_runtime(ensemble, options.runtime, options.device, options.threads, listener)
+        manifest = Manifest.open(options.out, ensemble.hash, settings(options, choice))
+        predict_all(ensemble, choice, records, manifest, options, listener)
     return outcome(manifest, records, options.out)
 
 
 def predict_all(
-    ensemble: Ensemble, records: Sequence[CaseRecord], manifest: Manifest, options: PredictOptions, listener: Listener
+    ensemble: Ensemble,
+    choice: Choice,
+    records: Sequence[CaseRecord],
+    manifest: Manifest,
+    options: PredictOptions,
+    listener: Listener,
 ) -> None:
     """Predict what is not done yet; a case that fails is recorded, and the others go on."""
     predictor: Predictor | None = None
@@ -68,7 +76,7 @@ def predict_all(
         if manifest.is_done(record) and not options.overwrite:
             manifest.skip(record)
             continue
-        predictor = predictor or load(ensemble, options)  # torch takes seconds that an all-skipped run need not pay
+        predictor = predictor or load(ensemble, choice, options)  # takes seconds that an all-skipped run need not pay
         try:
             entry = predict_one(predictor, record, options)
         except CaseError as error:
@@ -99,24 +107,22 @@ def predict_one(predictor: Predictor, record: CaseRecord, options: PredictOption
     )
 
 
-def settings(options: PredictOptions) -> dict[str, Any]:
+def settings(options: PredictOptions, choice: Choice) -> dict[str, Any]:
     """What decides the bytes of an output besides the input and the bundle."""
     return {
         "overlap": options.overlap,
         "tile_batch": options.tile_batch,
         "skip_air": options.skip_air,
-        "threads": options.threads,
-        "device": options.device,
+        "runtime": choice.title,
+        "device": choice.device,
+        "threads": choice.num_threads,
         "allow": sorted(options.allow),
     }
 
 
-def load(ensemble: Ensemble, options: PredictOptions) -> Predictor:
+def load(ensemble: Ensemble, choice: Choice, options: PredictOptions) -> Predictor:
     """The networks, ready to predict."""
-    from medseg.engine.seeding import use_threads
-
-    use_threads(options.threads)
-    return Predictor.of(ensemble, options.device, options.overlap, options.tile_batch, options.skip_air)
+    return Predictor.of(ensemble, choice, options.overlap, options.tile_batch, options.skip_air)
 
 
 def outcome(manifest: Manifest, records: Sequence[CaseRecord], out: Path) -> Outcome:

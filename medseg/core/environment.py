@@ -22,6 +22,12 @@ def single_threaded() -> dict[str, str]:
     return {**os.environ, **dict.fromkeys(names, "1")}
 
 
+def thread_limit() -> int | None:
+    """``OMP_NUM_THREADS``, of several levels the first; None where it is not set to a number above 0."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else None
+
+
 def cache_folder() -> Path | None:
     """Where things are kept that can be made again: ``MEDSEG_CACHE``, else ``medseg`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
 

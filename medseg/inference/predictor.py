@@ -23,7 +23,8 @@ from medseg.inference.components import keep_components
 from medseg.inference.description import ModelDescription
 from medseg.inference.ensemble import Ensemble, open_ensemble
 from medseg.inference.resolve import channel_dtype, make_resolver
-from medseg.inference.runtime import Runtime, averaged
+from medseg.inference.runtime import Runtime
+from medseg.inference.runtimes.choice import Choice, Wanted, choose_runtime, open_runtime
 from medseg.inference.sliding import SlidingWindow, lowest_values, predict_planes
 from medseg.inference.tiling import WindowRule
 from medseg.io.volume import read_volume
@@ -75,6 +76,8 @@ class Predictor:
         cls,
         bundle: str | Path,
         device: str = "auto",
+        runtime: Wanted = "auto",
+        threads: int | None = None,
         overlap: float = 0.5,
         tile_batch: int = 1,
         skip_air: bool = True,
@@ -82,16 +85,19 @@ class Predictor:
         """Load a bundle folder, a run folder or a bundled model by its name; several joined by commas are an ensemble.
 
         Raises:
-            CheckpointError: A bundle is unusable.
+            CheckpointError: A bundle is unusable, or the runtime cannot run it exactly.
             ConfigError: The device does not exist, or bundles do not fit together.
+            PluginError: The runtime is not installed.
         """
-        return cls.of(open_ensemble(bundle), device, overlap, tile_batch, skip_air)
+        ensemble = open_ensemble(bundle)
+        choice = choose_runtime(ensemble, runtime, device, threads)
+        return cls.of(ensemble, choice, overlap, tile_batch, skip_air)
 
     @classmethod
     def of(
         cls,
         ensemble: Ensemble,
-        device: str = "auto",
+        choice: Choice,
         overlap: float = 0.5,
         tile_batch: int = 1,
         skip_air: bool = True,
@@ -100,16 +106,8 @@ class Predictor:
 
         Raises:
             CheckpointError: Weights do not fit their network.
-            ConfigError: The device does not exist.
         """
-        from medseg.inference.runtimes.torch import choose_device, load_runtime
-
-        where = choose_device(device)
-        runtimes = [
-            load_runtime(description, bundle.weights, where)
-            for description, bundle in zip(ensemble.descriptions, ensemble.bundles, strict=True)
-        ]
-        return cls(ensemble.description, averaged(runtimes), overlap, tile_batch, skip_air)
+        return cls(ensemble.description, open_runtime(ensemble, choice), overlap, tile_batch, skip_air)
 
     def predict(self, image: str | Path | Volume, allow: Collection[str] = ()) -> LabelMap:
         """Label a scan.

@@ -31,6 +31,18 @@ class Runtime(Protocol):
         ...
 
 
+class OnNumpy:
+    """What runtimes share whose arrays are NumPy's: nothing is copied on the way in or out."""
+
+    def from_numpy(self, array: np.ndarray) -> np.ndarray:
+        """The array itself."""
+        return array
+
+    def to_numpy(self, array: np.ndarray) -> np.ndarray:
+        """The array itself."""
+        return array
+
+
 class EnsembleRuntime:
     """Several networks as one: the mean of their logits, window by window.
 

@@ -12,7 +12,7 @@ import json
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,17 +22,20 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from medseg.core.errors import CheckpointError, WriteError
+from medseg.core.errors import CheckpointError
 from medseg.core.version import VERSION
 from medseg.io.atomic import explained, temporary_name, write_bytes_atomically, write_json_atomically
 from medseg.io.resources import bundled_models
 
-SCHEMA_VERSION = 2
-"""Of what is written. 2 added ensembles and what is done after the network, which a reader of 1 would not do."""
+SCHEMA_VERSION = 3
+"""Of what is written. 2 added ensembles and what is done after the network, which a reader of 1 would not do; 3 added graphs."""
 
-READABLE_VERSIONS = (1, 2)
+READABLE_VERSIONS = (1, 2, 3)
 
 DESCRIPTION, WEIGHTS, PROBE, CARD = "bundle.json", "model.safetensors", "probe.npz", "card.md"
+
+GRAPHS = "runtimes"
+"""Folder of the networks as graphs for other runtimes than torch, if the bundle carries them."""
 
 Storage = Literal["float32", "float16"]
 """How weights lie in the file: as they are, or rounded to half the size. Networks run in float32 either way."""
@@ -54,6 +57,7 @@ class Bundle:
         probe: A small input ``image`` and its ``logits``; an ensemble's are the mean.
         hash: SHA-256 of ``bundle.json``, which holds those of all other files.
         card: For people: data, figures, what it must not be used for (Markdown). None where it has none.
+        graphs: The networks as ONNX files, one for each; empty where it has none.
     """
 
     folder: Path
@@ -62,6 +66,7 @@ class Bundle:
     probe: Mapping[str, np.ndarray]
     hash: str
     card: str | None = None
+    graphs: tuple[bytes, ...] = ()
 
 
 def write_bundle(
@@ -72,7 +77,7 @@ def write_bundle(
     *,
     storage: Storage = "float32",
     card: str | None = None,
-    overwrite: bool = True,
+    graphs: Sequence[bytes] = (),
 ) -> None:
     """Write a bundle; one of that name is replaced when the new one is complete. Same content, same bytes.
 
@@ -83,15 +88,13 @@ def write_bundle(
         probe: A small input and the logits that the weights *in the file* give: see :func:`stored_weights`.
         storage: How weights lie in the file.
         card: For people, in Markdown.
-        overwrite: Whether a bundle of that name may be replaced.
+        graphs: The networks as ONNX files, for prediction without torch; one for each, or none.
 
     Raises:
         CheckpointError: A weight is not finite, or too large for the storage.
-        WriteError: It exists and may not be replaced, or cannot be written.
+        WriteError: It cannot be written.
         ResourceError: The disk is full.
     """
-    if folder.exists() and not overwrite:
-        raise WriteError(f"the bundle {folder.name} is there already: give another --out", code="write.exists")
     packed, arrays = io.BytesIO(), dict[str, Any](probe)
     np.savez_compressed(packed, **arrays)
     names = member_names(len(members))
@@ -101,6 +104,8 @@ def write_bundle(
     contents[PROBE] = packed.getvalue()
     if card is not None:
         contents[CARD] = card.encode()
+    if graphs:
+        contents |= dict(zip(graph_names(len(members)), graphs, strict=True))
     files = {name: _sha256(content) for name, content in contents.items()}
     document = {**manifest, "schema_version": SCHEMA_VERSION, "medseg_version": VERSION, "files": files}
     fresh = temporary_name(folder)
@@ -154,6 +159,11 @@ def member_names(num_members: int) -> tuple[str, ...]:
     return (WEIGHTS,) if num_members == 1 else tuple(f"model_{index}.safetensors" for index in range(num_members))
 
 
+def graph_names(num_members: int) -> tuple[str, ...]:
+    """Files of the graphs, named as those of the weights."""
+    return tuple(f"{GRAPHS}/{Path(name).stem}.onnx" for name in member_names(num_members))
+
+
 def find_bundle(reference: str | Path) -> Path:
     """The folder of a bundle, a run's bundle, or a bundled model of that name.
 
@@ -186,14 +196,19 @@ def read_bundle(reference: str | Path) -> Bundle:
     folder = find_bundle(reference)
     text, manifest = _read_description(folder)
     contents = _checked_files(folder, manifest)
-    names = member_names(len(contents) - len({PROBE, CARD} & set(contents)))
+    names = member_names(_num_members(contents))
     try:
         weights = tuple(load_tensors(contents[name]) for name in names)
         probe = _unpacked_probe(contents[PROBE])
         card = contents[CARD].decode() if CARD in contents else None
     except (SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, LookupError, OSError, EOFError) as error:
         raise CheckpointError(f"the bundle {folder} is damaged ({error}): copy it again") from error
-    return Bundle(folder, manifest, weights, probe, _sha256(text), card)
+    graphs = tuple(contents[name] for name in graph_names(len(names)) if name in contents)
+    return Bundle(folder, manifest, weights, probe, _sha256(text), card, graphs)
+
+
+def _num_members(names: Iterable[str]) -> int:
+    return sum(name.endswith(Path(WEIGHTS).suffix) for name in names)
 
 
 def _unpacked_probe(content: bytes) -> dict[str, np.ndarray]:
@@ -244,13 +259,16 @@ def _checked_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes
     """The bytes of the files that a bundle must have, each with the hash that its description gives."""
     found = manifest.get("files")
     hashes: Mapping[str, str] = found if isinstance(found, Mapping) else {}
-    names = set(hashes) - {PROBE, CARD}
-    if not names or PROBE not in hashes or names != set(member_names(len(names))):
+    num_members = _num_members(hashes)
+    needed = {PROBE, *member_names(max(1, num_members))}
+    graphs = set(graph_names(max(1, num_members)))
+    if not needed <= set(hashes) or set(hashes) - needed - {CARD} not in (set(), graphs):
         raise CheckpointError(
             f"expected the files {WEIGHTS} (or model_0, model_1, … of an ensemble) and {PROBE} in the bundle {folder}, "
             f"found {found!r}"[:400]
         )
-    present = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    paths = [entry.relative_to(folder) for entry in folder.rglob("*") if not entry.is_dir()]
+    present = {path.as_posix() for path in paths if not path.name.startswith(".")}
     strange = sorted(present - {DESCRIPTION, *hashes})
     if strange:
         raise CheckpointError(f"the bundle {folder} holds {strange}, which it does not list: take them out")

@@ -47,8 +47,13 @@ class BundledModel:
             "task": manifest["task"],
             "structures": [structure["name"] for structure in manifest["labels"]["structures"]],
             "modality": list(manifest["modalities"]),
-            "size_bytes": sum(path.stat().st_size for path in self.folder.iterdir()),
+            "size_bytes": folder_bytes(self.folder),
         }
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files in a folder and below it [bytes]."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def bundled_models() -> tuple[BundledModel, ...]:

@@ -202,7 +202,7 @@ BUNDLES: dict[str, Damage] = {
     "a link to another file": linked,
     "a link to itself": linked_in_a_circle,
     "no schema version": described(schema_version=None),
-    "schema version of tomorrow": described(schema_version=3),
+    "schema version of tomorrow": described(schema_version=4),
     "schema version as text": described(schema_version="1"),
     "missing tensor": tensors(without_first),
     "extra tensor": tensors(one_more),

@@ -62,7 +62,8 @@ def load_runtime(
     Raises:
         CheckpointError: The weights do not fit the network: tensors are missing, foreign, or of another shape.
     """
-    return averaged([_load_network(description, weights, device) for weights in members])
+    networks = [load_network(description, weights) for weights in members]
+    return averaged([TorchRuntime(network, description.num_outputs, device) for network in networks])
 
 
 def make_probe(
@@ -84,9 +85,12 @@ def make_probe(
     return {"image": image, "logits": runtime.to_numpy(runtime(image))}
 
 
-def _load_network(
-    description: ModelDescription, weights: Mapping[str, np.ndarray], device: torch.device
-) -> TorchRuntime:
+def load_network(description: ModelDescription, weights: Mapping[str, np.ndarray]) -> nn.Module:
+    """A network with its weights in float32, on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: The weights do not fit the network: tensors are missing, foreign, or of another shape.
+    """
     try:
         with torch.device("meta"):  # shapes only: a description that asks for terabytes is refused before it gets them
             network = build_model(
@@ -101,7 +105,12 @@ def _load_network(
         network.load_state_dict(whole, assign=True)
     except (RuntimeError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise CheckpointError(f"the bundle's weights do not fit its network: {error}"[:1000]) from error
-    return TorchRuntime(network, description.num_outputs, device)
+    return network.eval()
+
+
+def use_threads(num_threads: int) -> None:
+    """Threads of torch on the CPU, in all of this process."""
+    torch.set_num_threads(num_threads)
 
 
 def choose_device(name: str) -> torch.device:
