@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from medseg.core.errors import Interrupted, MedsegError
+from medseg.core.errors import Interrupted, MedsegError, PluginError
 from pipelines.outcome import Outcome
 
 
@@ -20,6 +20,11 @@ def answer(job: Callable[[], Outcome], *, as_json: bool, verbose: bool) -> None:
         outcome = job()
     except MedsegError as error:
         _fail(error, as_json, verbose)
+    except (
+        ModuleNotFoundError
+    ) as error:  # medseg without all that it is installed with, as where prediction needs no torch
+        name = (error.name or "").split(".")[0]
+        _fail(PluginError(f"this needs {name}, which is not installed: pip install {name}"), as_json, verbose)
     except KeyboardInterrupt:
         _fail(Interrupted("interrupted"), as_json, verbose)
     except OSError as error:  # what no room could explain better, such as a log that meets a full disk
