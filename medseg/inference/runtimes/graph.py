@@ -20,6 +20,9 @@ OPSET = 17
 TRACED_STRIDES = 3
 """The window that is traced, in strides of the network: not the probe's two, so that a size which was frozen shows there."""
 
+WITHOUT_GRAPH = ("swin_unetr",)
+"""Tracing its attention takes minutes, and leaves sizes in the graph that depend on the window."""
+
 WINDOWS, LOGITS = "windows", "logits"
 
 FREE_AXES = {0: "batch", 2: "i", 3: "j", 4: "k"}
@@ -39,6 +42,11 @@ def make_graph(description: ModelDescription, weights: Mapping[str, np.ndarray])
         CheckpointError: The weights do not fit the network, or the network cannot be written as a graph.
         PluginError: The package onnx is not installed.
     """
+    if description.network.kind in WITHOUT_GRAPH:
+        raise CheckpointError(
+            f"a network of kind {description.network.kind} has no graph for other runtimes: use --runtime torch",
+            code="runtime.graph",
+        )
     try:
         import onnx  # noqa: F401  # torch's exporter needs it, and says so less clearly
     except ImportError:

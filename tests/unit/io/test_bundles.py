@@ -179,3 +179,20 @@ def test_the_models_that_ship_are_whole() -> None:
     for model in resources.bundled_models():
         assert read_bundle(model.folder).card, "with a card that says what it must not be used for"
         assert model.summary()["size_bytes"] <= 8 * 2**20
+
+
+def test_graphs_lie_in_a_folder_of_their_own_and_are_checked(tmp_path: Path) -> None:
+    members = [member(seed) for seed in range(2)]
+    write_bundle(tmp_path / "b", {}, members, PROBE, graphs=[b"one", b"two"])
+    assert read_bundle(tmp_path / "b").graphs == (b"one", b"two")
+    assert read_bundle(make(tmp_path / "plain")).graphs == ()
+    extra = tmp_path / "b" / "runtimes" / "extra.xml"
+    extra.write_text("<xml/>")
+    with pytest.raises(CheckpointError, match=r"runtimes/extra\.xml"):
+        read_bundle(tmp_path / "b")
+    extra.unlink()
+    (tmp_path / "b" / "runtimes" / "model_1.onnx").write_bytes(b"TWO")
+    with pytest.raises(CheckpointError, match=r"model_1\.onnx .* is not the file that was written"):
+        read_bundle(tmp_path / "b")
+    with pytest.raises(ValueError, match="zip"):
+        write_bundle(tmp_path / "c", {}, members, PROBE, graphs=[b"one"])
