@@ -314,6 +314,40 @@ def predict(
 
 
 @app.command()
+def bench(
+    bundle: Annotated[
+        str,
+        typer.Argument(
+            help="Bundle folder, run folder, or a model that medseg tasks lists; several joined by commas are averaged."
+        ),
+    ],
+    scan: Annotated[Path, typer.Argument(metavar="INPUT", help="A volume file or a DICOM series.")],
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="CPU threads; may be repeated. Default: one, and one for each core.")
+    ] = None,
+    tile_batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Windows at once; may be repeated. Default: 1 and 2.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Predictions that the median is taken of.")] = 3,
+    json_: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure how fast a model predicts here: each runtime, number of threads and tile batch, with memory and agreement.
+
+    Example: medseg bench head-neck scan.nii.gz
+    """
+
+    def job() -> Outcome:
+        from pipelines import bench as pipeline
+
+        options = pipeline.BenchOptions(threads or (), tile_batch or (1, 2), repeats)
+        return pipeline.run(bundle, scan, options, _display(quiet))
+
+    answer(job, as_json=json_, verbose=verbose)
+
+
+@app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of label maps, named by case.")],
     references: Annotated[Path, typer.Argument(help="A dataset, or a folder of label maps of the same names.")],

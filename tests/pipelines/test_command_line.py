@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 COMMANDS = {
+    "bench": ["--json", "--quiet", "--repeats", "--threads", "--tile-batch", "--verbose"],
     "check": ["--allow", "--json", "--out", "--quiet", "--task", "--verbose", "--workers"],
     "convert": ["--json", "--out", "--quiet", "--to", "--verbose"],
     "demo": ["--budget", "--json", "--out", "--quiet", "--verbose"],

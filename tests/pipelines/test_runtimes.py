@@ -48,18 +48,16 @@ def labels(folder: Path) -> np.ndarray:
 
 def test_every_runtime_labels_alike_and_repeats_to_the_byte(tmp_path: Path, scan: Path, medseg) -> None:
     found = {}
-    for runtime in ("torch", "openvino", "onnx"):
-        for out in (tmp_path / runtime, tmp_path / f"{runtime} again"):
-            answer = medseg("predict", "head-neck", scan, "--out", out, "--runtime", runtime, "--threads", 1)
-            assert answer.exit_code == 0, answer.stderr
-        document = json.loads((tmp_path / runtime / "manifest.json").read_text())
+    for out in ("torch", "openvino", "onnx", "openvino again"):
+        runtime = out.split()[0]
+        answer = medseg("predict", "head-neck", scan, "--out", tmp_path / out, "--runtime", runtime, "--threads", 1)
+        assert answer.exit_code == 0, answer.stderr
+        document = json.loads((tmp_path / out / "manifest.json").read_text())
         assert document["settings"]["runtime"].startswith(f"{runtime} ")
         assert document["settings"]["threads"] == 1
-        once, again = (
-            (folder / f"{SCAN}.nii.gz").read_bytes() for folder in (tmp_path / runtime, tmp_path / f"{runtime} again")
-        )
-        assert once == again
-        found[runtime] = labels(tmp_path / runtime)
+        found[out] = labels(tmp_path / out)
+    once, again = ((tmp_path / out / f"{SCAN}.nii.gz").read_bytes() for out in ("openvino", "openvino again"))
+    assert once == again
     assert len(np.unique(found["torch"])) > 5
     assert (found["openvino"] == found["torch"]).mean() >= 0.9999
     assert (found["onnx"] == found["torch"]).mean() >= 0.9999
@@ -105,6 +103,22 @@ def test_the_bundled_model_predicts_where_torch_is_not(tmp_path: Path, scan: Pat
     answer = without_torch("doctor")
     assert answer.returncode == 0, answer.stderr
     assert "torch MISSING" in answer.stdout
+
+
+def test_bench_measures_every_runtime(scan: Path, run_folder: Path, sample: Path, medseg) -> None:
+    answer = medseg("bench", run_folder, scan, "--threads", 1, "--tile-batch", 2, "--repeats", 1, "--json")
+    assert answer.exit_code == 0, answer.stderr
+    rows = answer.json["rows"]
+    assert [row["runtime"] for row in rows] == ["torch", "openvino", "onnx"]
+    for row in rows:
+        assert row["error"] is None
+        assert 0 < row["network_s"] <= row["total_s"]
+        assert row["peak_memory_bytes"] > 2**26
+        assert row["agreement"] >= 0.999
+    assert rows[0]["agreement"] == 1
+    answer = medseg("bench", run_folder, sample)
+    assert answer.exit_code == 2
+    assert "expected one scan, found 8" in answer.stderr
 
 
 @pytest.mark.slow
