@@ -23,13 +23,13 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+from process_cost import spent
 
 NAME, NUMBER = "Dataset501_Benchmark", 501
 MODEL = f"{NAME}/nnUNetTrainer__nnUNetPlans__3d_fullres"
@@ -40,7 +40,6 @@ MOST_DIFFERENT, LEAST_DICE, COUNTED_VOXELS = 1e-4, 0.999, 1000
 MOST_WALL, MOST_MEMORY = 0.65, 0.4
 """Bounds of medseg / nnU-Net."""
 
-LOOKS_A_SECOND = 20
 MIB = 2**20
 
 
@@ -182,35 +181,6 @@ def measured(out: Path, options: argparse.Namespace) -> dict[str, tuple[float, f
         side: (statistics.median(wall for wall, _ in found), statistics.median(peak for _, peak in found))
         for side, found in rounds.items()
     }
-
-
-def spent(command: Sequence[object]) -> tuple[float, float]:
-    """Wall clock [s] and the largest resident set of a command and its children [bytes]."""
-    began, peak = time.perf_counter(), 0.0
-    with subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            peak = max(peak, resident_bytes(process.pid))
-            time.sleep(1 / LOOKS_A_SECOND)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))} ended with {process.returncode}")
-    return time.perf_counter() - began, peak
-
-
-def resident_bytes(root: int) -> float:
-    """Resident memory of a process and all that it started [bytes]."""
-    parents, pages = {}, {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                pages[int(folder.name)] = int((folder / "statm").read_text().split()[1])
-            except (OSError, IndexError):  # it ended meanwhile
-                continue
-    tree, more = {root}, {root}
-    while more:
-        more = {child for child, parent in parents.items() if parent in more}
-        tree |= more
-    return float(sum(pages.get(process, 0) for process in tree) * os.sysconf("SC_PAGE_SIZE"))
 
 
 def compared(out: Path) -> dict[str, dict[str, Any]]:
