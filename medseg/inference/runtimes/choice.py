@@ -237,8 +237,8 @@ def _fastest(ensemble: Ensemble, num_threads: int, listener: Listener) -> Choice
         for choice in choices
         if choice.title not in findings.unusable and choice.title not in findings.seconds_per_window
     ]
-    for choice in unknown:
-        listener(Progress("runtime", 0, None, message=f"trying {choice.title} once"))
+    for done, choice in enumerate(unknown):
+        listener(Progress("trying runtimes", done, len(unknown)))
         findings.look_at(ensemble, choice, with_time=True)
         findings.keep()
     usable = [choice for choice in choices if choice.title in findings.seconds_per_window]
