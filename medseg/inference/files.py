@@ -62,6 +62,7 @@ def predict_files(
         seconds={"read": round(read_s, 3), **prediction.seconds, "total": round(total_s, 3)},
         peak_memory_bytes=peak_memory_bytes(),
         volume_ml=prediction.volumes_ml,
+        mean_hu=prediction.mean_hu,
         truncated={name: name in prediction.truncated for name in description.labels.names},
         notes=tuple(asdict(note) for note in case.image.notes),
         input_sha256=sha256_of(record.images),

@@ -11,8 +11,6 @@ import numpy as np
 from jaxtyping import Integer
 
 from medseg.core.case import Case, PreparedCase
-from medseg.core.geometry import Geometry
-from medseg.core.labels import LabelSchema
 from medseg.core.progress import Listener, silent
 from medseg.core.shapes import IJK
 from medseg.core.volume import LabelMap, Volume
@@ -22,6 +20,7 @@ from medseg.inference.body import Body, find_body, labels_air, whole_image
 from medseg.inference.components import keep_components
 from medseg.inference.description import ModelDescription
 from medseg.inference.ensemble import Ensemble, open_ensemble
+from medseg.inference.measures import mean_hu, truncated, volumes_ml
 from medseg.inference.resolve import channel_dtype, make_resolver
 from medseg.inference.runtime import Runtime, averaged
 from medseg.inference.sliding import SlidingWindow, lowest_values, predict_planes
@@ -37,12 +36,14 @@ class Prediction:
         label_map: On the file's grid, with the dataset's values.
         seconds: Wall clock of each stage [s].
         volumes_ml: Of each structure; a region's is that of all voxels that belong to it.
+        mean_hu: Of each structure in the first CT channel; None where it was not found, or nothing is CT.
         truncated: Structures that touch an edge of the scan: the volume is that of the visible part.
     """
 
     label_map: LabelMap
     seconds: Mapping[str, float]
     volumes_ml: Mapping[str, float]
+    mean_hu: Mapping[str, float | None]
     truncated: tuple[str, ...]
 
 
@@ -144,7 +145,13 @@ class Predictor:
         stages = {"prepare": prepare_s, "network": predict_s - resolving_s, "resolve": resolving_s + components_s}
         seconds = {stage: round(took_s, 3) for stage, took_s in stages.items()}
         label_map = LabelMap(schema.to_values(channels), geometry, case.image.record)
-        return Prediction(label_map, seconds, volumes_ml(channels, geometry, schema), truncated(channels, schema))
+        return Prediction(
+            label_map,
+            seconds,
+            volumes_ml(channels, geometry, schema),
+            mean_hu(channels, case.image, self.description.modalities, schema),
+            truncated(channels, schema),
+        )
 
     def _channels(self, prepared: PreparedCase, listener: Listener) -> tuple[Integer[np.ndarray, IJK], float]:
         """Channel numbers on the file's grid, decided plane by plane, and how long resolving took [s]."""
@@ -172,21 +179,3 @@ class Predictor:
             return None
         plan = self.description.plan
         return find_body(prepared.image, plan.spacing_ijk_mm, self.description.modalities, plan.normalisation)
-
-
-def volumes_ml(channels: Integer[np.ndarray, IJK], geometry: Geometry, schema: LabelSchema) -> dict[str, float]:
-    """Volume of each structure [ml], 0 where it was not found."""
-    planes = np.moveaxis(channels, -1, 0)  # one at a time: counting takes eight bytes a voxel
-    written = sum((np.bincount(plane.ravel(), minlength=schema.num_channels) for plane in planes), start=0)
-    counts = written @ schema.counts_as
-    return {
-        name: round(float(count) * geometry.voxel_volume_ml, 4)
-        for name, count in zip(schema.names, counts[1:], strict=True)
-    }
-
-
-def truncated(channels: Integer[np.ndarray, IJK], schema: LabelSchema) -> tuple[str, ...]:
-    """Structures with a voxel on the first or last plane of any axis."""
-    faces = [channels.take(plane, axis).ravel() for axis in range(3) for plane in (0, -1)]
-    touching = schema.counts_as[np.unique(np.concatenate(faces))].any(axis=0)
-    return tuple(name for name, touches in zip(schema.names, touching[1:], strict=True) if touches)
