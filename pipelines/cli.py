@@ -23,9 +23,11 @@ from pipelines.options import (
     Quiet,
     Set,
     Split,
+    Structures,
     SurfaceName,
     Verbose,
     codes_of,
+    names_of,
 )
 from pipelines.outcome import Outcome
 
@@ -271,6 +273,7 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the label maps.")],
     split: Split = None,
+    structures: Structures = None,
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one for each core.")] = None,
     tile_batch: Annotated[int, typer.Option(min=1, help="Windows given to the network at once.")] = 1,
@@ -300,8 +303,9 @@ def predict(
         from pipelines import predict as pipeline
 
         options = pipeline.PredictOptions(
-            out=out, split=split.value if split else None, device=device, threads=threads, tile_batch=tile_batch,
-            overlap=overlap, skip_air=skip_air, allow=codes_of(allow), preview=preview, overwrite=overwrite,
+            out=out, split=split.value if split else None, structures=names_of(structures), device=device, threads=threads,
+            tile_batch=tile_batch, overlap=overlap, skip_air=skip_air, allow=codes_of(allow), preview=preview,
+            overwrite=overwrite,
         )  # fmt: skip
         return pipeline.run(bundle, inputs, options, _display(quiet))
 

@@ -10,6 +10,7 @@ from typing import Any
 from medseg.core.case import Case, CaseRecord, Split
 from medseg.core.errors import CaseError, ConfigError
 from medseg.core.progress import Listener, Progress, silent
+from medseg.core.selection import Selection
 from medseg.inference.ensemble import Ensemble, open_ensemble
 from medseg.inference.files import predict_files
 from medseg.inference.predictor import Prediction, Predictor
@@ -27,6 +28,7 @@ class PredictOptions:
 
     out: Path
     split: Split | None = None
+    structures: tuple[str, ...] | None = None
     device: str = "auto"
     threads: int | None = None
     tile_batch: int = 1
@@ -50,9 +52,10 @@ def run(bundle: str | Path, inputs: Sequence[Path], options: PredictOptions, lis
         raise ConfigError(f"--allow {', '.join(unknown)}: expected some of {', '.join(ALLOWABLE)}")
     ensemble = open_ensemble(bundle)
     description = ensemble.description
+    labels = Selection.of(description.labels, options.structures).labels
     records = chosen_cases(inputs, options.split, len(description.modalities))
     with exclusive(options.out):
-        write_label_tables(options.out, description.labels)
+        write_label_tables(options.out, labels)
         manifest = Manifest.open(options.out, ensemble.hash, settings(options))
         predict_all(ensemble, records, manifest, options, listener)
     return outcome(manifest, records, options.out)
@@ -86,8 +89,8 @@ def predict_one(predictor: Predictor, record: CaseRecord, options: PredictOption
         from medseg.report.preview import draw_preview
 
         path = options.out / "previews" / f"{case.id}.png"
-        description = predictor.description
-        draw_preview(path, case, prediction.label_map, description.labels, description.modalities[0])
+        modality = predictor.description.modalities[0]
+        draw_preview(path, case, prediction.label_map, predictor.labels, modality)
 
     return predict_files(
         predictor,
@@ -102,6 +105,7 @@ def predict_one(predictor: Predictor, record: CaseRecord, options: PredictOption
 def settings(options: PredictOptions) -> dict[str, Any]:
     """What decides the bytes of an output besides the input and the bundle."""
     return {
+        "structures": None if options.structures is None else sorted(set(options.structures)),
         "overlap": options.overlap,
         "tile_batch": options.tile_batch,
         "skip_air": options.skip_air,
@@ -116,7 +120,9 @@ def load(ensemble: Ensemble, options: PredictOptions) -> Predictor:
     from medseg.engine.seeding import use_threads
 
     use_threads(options.threads)
-    return Predictor.of(ensemble, options.device, options.overlap, options.tile_batch, options.skip_air)
+    return Predictor.of(
+        ensemble, options.device, options.overlap, options.tile_batch, options.skip_air, options.structures
+    )
 
 
 def outcome(manifest: Manifest, records: Sequence[CaseRecord], out: Path) -> Outcome:

@@ -63,7 +63,7 @@ def predict_files(
         peak_memory_bytes=peak_memory_bytes(),
         volume_ml=prediction.volumes_ml,
         mean_hu=prediction.mean_hu,
-        truncated={name: name in prediction.truncated for name in description.labels.names},
+        truncated={name: name in prediction.truncated for name in predictor.labels.names},
         notes=tuple(asdict(note) for note in case.image.notes),
         input_sha256=sha256_of(record.images),
         output_sha256=sha256_of([output]),

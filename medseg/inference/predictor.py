@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Integer
 
 from medseg.core.case import Case, PreparedCase
+from medseg.core.labels import LabelSchema
 from medseg.core.progress import Listener, silent
+from medseg.core.selection import Selection
 from medseg.core.shapes import IJK
 from medseg.core.volume import LabelMap, Volume
 from medseg.data.preparation import prepare_as_planned
@@ -33,7 +35,7 @@ class Prediction:
     """What predicting one case gave.
 
     Attributes:
-        label_map: On the file's grid, with the dataset's values.
+        label_map: On the file's grid, with the dataset's values; of the structures that were asked for, as all else here.
         seconds: Wall clock of each stage [s].
         volumes_ml: Of each structure; a region's is that of all voxels that belong to it.
         mean_hu: Of each structure in the first CT channel; None where it was not found, or nothing is CT.
@@ -56,6 +58,10 @@ class Predictor:
         overlap: Smallest part of a window that its neighbour covers too.
         tile_batch: Windows given to the network at once.
         skip_air: Leave out the windows of a CT that hold nothing of the body, unless the model's structures may be air.
+        structures: Names of those that label maps hold; None: all. It is decided among all of them.
+
+    Raises:
+        ConfigError: A name is no structure's.
     """
 
     def __init__(
@@ -65,11 +71,18 @@ class Predictor:
         overlap: float = 0.5,
         tile_batch: int = 1,
         skip_air: bool = True,
+        structures: Iterable[str] | None = None,
     ) -> None:
         self.description, self.runtime = description, runtime
+        self.selection = Selection.of(description.labels, structures)
         self.skip_air = skip_air and not labels_air(description.plan, description.modalities)
         rule: WindowRule = "medseg" if description.plan.preparation is None else description.plan.preparation.kind
         self.sliding = SlidingWindow(description.plan.patch_ijk, overlap, tile_batch, rule)
+
+    @property
+    def labels(self) -> LabelSchema:
+        """The structures of the label maps."""
+        return self.selection.labels
 
     @classmethod
     def load(
@@ -79,14 +92,15 @@ class Predictor:
         overlap: float = 0.5,
         tile_batch: int = 1,
         skip_air: bool = True,
+        structures: Iterable[str] | None = None,
     ) -> Predictor:
         """Load a bundle folder, a run folder or a bundled model by its name; several joined by commas are an ensemble.
 
         Raises:
             CheckpointError: A bundle is unusable.
-            ConfigError: The device does not exist, or bundles do not fit together.
+            ConfigError: The device does not exist, bundles do not fit together, or a name is no structure's.
         """
-        return cls.of(open_ensemble(bundle), device, overlap, tile_batch, skip_air)
+        return cls.of(open_ensemble(bundle), device, overlap, tile_batch, skip_air, structures)
 
     @classmethod
     def of(
@@ -96,12 +110,13 @@ class Predictor:
         overlap: float = 0.5,
         tile_batch: int = 1,
         skip_air: bool = True,
+        structures: Iterable[str] | None = None,
     ) -> Predictor:
         """Load what was opened.
 
         Raises:
             CheckpointError: Weights do not fit their network.
-            ConfigError: The device does not exist.
+            ConfigError: The device does not exist, or a name is no structure's.
         """
         from medseg.inference.runtimes.torch import choose_device, load_runtime
 
@@ -110,7 +125,7 @@ class Predictor:
             load_runtime(description, bundle.weights, where)
             for description, bundle in zip(ensemble.descriptions, ensemble.bundles, strict=True)
         ]
-        return cls(ensemble.description, averaged(runtimes), overlap, tile_batch, skip_air)
+        return cls(ensemble.description, averaged(runtimes), overlap, tile_batch, skip_air, structures)
 
     def predict(self, image: str | Path | Volume, allow: Collection[str] = ()) -> LabelMap:
         """Label a scan.
@@ -140,17 +155,18 @@ class Predictor:
         channels, resolving_s = self._channels(prepared, listener)
         marks.append(time.perf_counter())
         keep_components(channels, geometry.voxel_volume_ml, schema, self.description.components)
+        self.selection.apply(channels)
         marks.append(time.perf_counter())
         prepare_s, predict_s, components_s = np.diff(marks).tolist()
         stages = {"prepare": prepare_s, "network": predict_s - resolving_s, "resolve": resolving_s + components_s}
         seconds = {stage: round(took_s, 3) for stage, took_s in stages.items()}
-        label_map = LabelMap(schema.to_values(channels), geometry, case.image.record)
+        label_map = LabelMap(self.labels.to_values(channels), geometry, case.image.record)
         return Prediction(
             label_map,
             seconds,
-            volumes_ml(channels, geometry, schema),
-            mean_hu(channels, case.image, self.description.modalities, schema),
-            truncated(channels, schema),
+            volumes_ml(channels, geometry, self.labels),
+            mean_hu(channels, case.image, self.description.modalities, self.labels),
+            truncated(channels, self.labels),
         )
 
     def _channels(self, prepared: PreparedCase, listener: Listener) -> tuple[Integer[np.ndarray, IJK], float]:

@@ -24,8 +24,8 @@ COMMANDS = {
         "--budget", "--device", "--explain", "--explain-memory", "--json", "--memory", "--out", "--quiet", "--set", "--verbose",
     ],
     "predict": [
-        "--allow", "--device", "--json", "--out", "--overlap", "--overwrite", "--preview", "--quiet", "--skip-air", "--split", "--threads",
-        "--tile-batch", "--verbose",
+        "--allow", "--device", "--json", "--out", "--overlap", "--overwrite", "--preview", "--quiet", "--skip-air", "--split", "--structures",
+        "--threads", "--tile-batch", "--verbose",
     ],
     "tasks": ["--json", "--verbose"],
     "train": [
