@@ -285,6 +285,12 @@ def predict(
             help="Leave out the windows of a CT that hold nothing of the body; off by itself where the model labels air.",
         ),
     ] = True,
+    tta: Annotated[
+        bool,
+        typer.Option(
+            "--tta/--no-tta", help="Look at each window also in the mirror, as in training: twice the time or more."
+        ),
+    ] = False,
     allow: Allow = None,
     preview: Annotated[bool, typer.Option("--preview", help="Also draw the contours on each scan.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
@@ -304,7 +310,7 @@ def predict(
 
         options = pipeline.PredictOptions(
             out=out, split=split.value if split else None, structures=names_of(structures), device=device, threads=threads,
-            tile_batch=tile_batch, overlap=overlap, skip_air=skip_air, allow=codes_of(allow), preview=preview,
+            tile_batch=tile_batch, overlap=overlap, skip_air=skip_air, tta=tta, allow=codes_of(allow), preview=preview,
             overwrite=overwrite,
         )  # fmt: skip
         return pipeline.run(bundle, inputs, options, _display(quiet))

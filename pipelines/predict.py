@@ -13,6 +13,7 @@ from medseg.core.progress import Listener, Progress, silent
 from medseg.core.selection import Selection
 from medseg.inference.ensemble import Ensemble, open_ensemble
 from medseg.inference.files import predict_files
+from medseg.inference.mirroring import mirrorings
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.io.case import chosen_cases
 from medseg.io.exclusive import exclusive
@@ -34,6 +35,7 @@ class PredictOptions:
     tile_batch: int = 1
     overlap: float = 0.5
     skip_air: bool = True
+    tta: bool = False
     allow: frozenset[str] = frozenset()
     preview: bool = False
     overwrite: bool = False
@@ -52,6 +54,8 @@ def run(bundle: str | Path, inputs: Sequence[Path], options: PredictOptions, lis
         raise ConfigError(f"--allow {', '.join(unknown)}: expected some of {', '.join(ALLOWABLE)}")
     ensemble = open_ensemble(bundle)
     description = ensemble.description
+    if options.tta:
+        mirrorings(ensemble.descriptions)  # refused before anything is made
     labels = Selection.of(description.labels, options.structures).labels
     records = chosen_cases(inputs, options.split, len(description.modalities))
     with exclusive(options.out):
@@ -109,6 +113,7 @@ def settings(options: PredictOptions) -> dict[str, Any]:
         "overlap": options.overlap,
         "tile_batch": options.tile_batch,
         "skip_air": options.skip_air,
+        "tta": options.tta,
         "threads": options.threads,
         "device": options.device,
         "allow": sorted(options.allow),
@@ -121,7 +126,7 @@ def load(ensemble: Ensemble, options: PredictOptions) -> Predictor:
 
     use_threads(options.threads)
     return Predictor.of(
-        ensemble, options.device, options.overlap, options.tile_batch, options.skip_air, options.structures
+        ensemble, options.device, options.overlap, options.tile_batch, options.skip_air, options.structures, options.tta
     )
 
 

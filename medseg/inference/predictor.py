@@ -23,6 +23,7 @@ from medseg.inference.components import keep_components
 from medseg.inference.description import ModelDescription
 from medseg.inference.ensemble import Ensemble, open_ensemble
 from medseg.inference.measures import mean_hu, truncated, volumes_ml
+from medseg.inference.mirroring import with_mirrors
 from medseg.inference.resolve import channel_dtype, make_resolver
 from medseg.inference.runtime import Runtime, averaged
 from medseg.inference.sliding import SlidingWindow, lowest_values, predict_planes
@@ -93,14 +94,19 @@ class Predictor:
         tile_batch: int = 1,
         skip_air: bool = True,
         structures: Iterable[str] | None = None,
+        tta: bool = False,
     ) -> Predictor:
         """Load a bundle folder, a run folder or a bundled model by its name; several joined by commas are an ensemble.
 
+        With ``tta``, each network looks at each window also in the mirror, as it did in training. The other arguments are
+        those of the class.
+
         Raises:
             CheckpointError: A bundle is unusable.
-            ConfigError: The device does not exist, bundles do not fit together, or a name is no structure's.
+            ConfigError: The device does not exist, bundles do not fit together, a name is no structure's, or a network has
+                not seen mirrored images.
         """
-        return cls.of(open_ensemble(bundle), device, overlap, tile_batch, skip_air, structures)
+        return cls.of(open_ensemble(bundle), device, overlap, tile_batch, skip_air, structures, tta)
 
     @classmethod
     def of(
@@ -111,12 +117,13 @@ class Predictor:
         tile_batch: int = 1,
         skip_air: bool = True,
         structures: Iterable[str] | None = None,
+        tta: bool = False,
     ) -> Predictor:
         """Load what was opened.
 
         Raises:
             CheckpointError: Weights do not fit their network.
-            ConfigError: The device does not exist, or a name is no structure's.
+            ConfigError: The device does not exist, a name is no structure's, or a network has not seen mirrored images.
         """
         from medseg.inference.runtimes.torch import choose_device, load_runtime
 
@@ -125,6 +132,8 @@ class Predictor:
             load_runtime(description, bundle.weights, where)
             for description, bundle in zip(ensemble.descriptions, ensemble.bundles, strict=True)
         ]
+        if tta:
+            runtimes = with_mirrors(runtimes, ensemble.descriptions)
         return cls(ensemble.description, averaged(runtimes), overlap, tile_batch, skip_air, structures)
 
     def predict(self, image: str | Path | Volume, allow: Collection[str] = ()) -> LabelMap:

@@ -25,7 +25,7 @@ COMMANDS = {
     ],
     "predict": [
         "--allow", "--device", "--json", "--out", "--overlap", "--overwrite", "--preview", "--quiet", "--skip-air", "--split", "--structures",
-        "--threads", "--tile-batch", "--verbose",
+        "--threads", "--tile-batch", "--tta", "--verbose",
     ],
     "tasks": ["--json", "--verbose"],
     "train": [

@@ -166,6 +166,23 @@ def test_only_some_structures_are_kept_of_all_that_were_decided_among(
     assert not (tmp_path / "none").exists()
 
 
+def test_in_the_mirror_too_where_training_was(tmp_path: Path, scans: Path, run_folder: Path, medseg) -> None:
+    assert json.loads((run_folder / "bundle" / "bundle.json").read_text())["mirror_axes"] == [0]
+    scan = scans / "pt_222.nii.gz"
+    for name, option in (("plain", "--no-tta"), ("mirrored", "--tta")):
+        assert medseg("predict", run_folder, scan, "--out", tmp_path / name, option).exit_code == 0
+        assert json.loads((tmp_path / name / "manifest.json").read_text())["settings"]["tta"] == (option == "--tta")
+    plain, mirrored = (nib.load(tmp_path / name / "pt_222.nii.gz").get_fdata() for name in ("plain", "mirrored"))
+    assert (plain != mirrored).any()
+    shutil.copytree(run_folder / "bundle", tmp_path / "bundle")
+    document = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    (tmp_path / "bundle" / "bundle.json").write_text(json.dumps({**document, "mirror_axes": []}))
+    refused = medseg("predict", tmp_path / "bundle", scan, "--out", tmp_path / "refused", "--tta")
+    assert refused.exit_code == 2
+    assert "without --tta" in refused.stderr
+    assert not (tmp_path / "refused").exists()
+
+
 def test_two_inputs_of_one_name_are_refused_before_work(
     tmp_path: Path, scans: Path, sample: Path, run_folder: Path, medseg
 ) -> None:
