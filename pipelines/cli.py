@@ -24,9 +24,11 @@ from pipelines.options import (
     RuntimeOption,
     Set,
     Split,
+    Structures,
     SurfaceName,
     Verbose,
     codes_of,
+    names_of,
 )
 from pipelines.outcome import Outcome
 
@@ -272,6 +274,7 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the label maps.")],
     split: Split = None,
+    structures: Structures = None,
     device: Device = "auto",
     runtime: Annotated[
         RuntimeOption, typer.Option(help="What runs the network; auto: the fastest one here, tried once per machine.")
@@ -286,6 +289,12 @@ def predict(
             help="Leave out the windows of a CT that hold nothing of the body; off by itself where the model labels air.",
         ),
     ] = True,
+    tta: Annotated[
+        bool,
+        typer.Option(
+            "--tta/--no-tta", help="Look at each window also in the mirror, as in training: twice the time or more."
+        ),
+    ] = False,
     allow: Allow = None,
     preview: Annotated[bool, typer.Option("--preview", help="Also draw the contours on each scan.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
@@ -304,9 +313,9 @@ def predict(
         from pipelines import predict as pipeline
 
         options = pipeline.PredictOptions(
-            out=out, split=split.value if split else None, device=device, runtime=runtime.value, threads=threads,
-            tile_batch=tile_batch,
-            overlap=overlap, skip_air=skip_air, allow=codes_of(allow), preview=preview, overwrite=overwrite,
+            out=out, split=split.value if split else None, structures=names_of(structures), device=device,
+            runtime=runtime.value, threads=threads, tile_batch=tile_batch, overlap=overlap, skip_air=skip_air, tta=tta,
+            allow=codes_of(allow), preview=preview, overwrite=overwrite,
         )  # fmt: skip
         return pipeline.run(bundle, inputs, options, _display(quiet))
 

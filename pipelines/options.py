@@ -81,6 +81,11 @@ def codes_of(texts: list[str] | None) -> frozenset[str]:
     return frozenset(code.strip() for text in texts or () for code in text.split(",") if code.strip())
 
 
+def names_of(texts: list[str] | None) -> tuple[str, ...] | None:
+    """The names of ``--structures A,B --structures C``; None where the option is not given."""
+    return None if texts is None else tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only messages and the result.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the whole traceback of an error.")]
@@ -112,6 +117,12 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a config value; may be repeated.")
 ]
 Split = Annotated[SplitName | None, typer.Option(help="Only the cases of this split of a dataset.")]
+Structures = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="A,B", help="Only these in the label maps; it is decided among all of the model's structures."
+    ),
+]
 Allow = Annotated[
     list[str] | None,
     typer.Option(metavar="CODE,...", help="Go on where a problem of this code would stop; what was done is told."),

@@ -10,8 +10,10 @@ from typing import Any
 from medseg.core.case import Case, CaseRecord, Split
 from medseg.core.errors import CaseError, ConfigError
 from medseg.core.progress import Listener, Progress, silent
+from medseg.core.selection import Selection
 from medseg.inference.ensemble import Ensemble, open_ensemble
 from medseg.inference.files import predict_files
+from medseg.inference.mirroring import mirrorings
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.runtimes.choice import Choice, Wanted, choose_runtime
 from medseg.io.case import chosen_cases
@@ -28,12 +30,14 @@ class PredictOptions:
 
     out: Path
     split: Split | None = None
+    structures: tuple[str, ...] | None = None
     device: str = "auto"
     runtime: Wanted = "auto"
     threads: int | None = None
     tile_batch: int = 1
     overlap: float = 0.5
     skip_air: bool = True
+    tta: bool = False
     allow: frozenset[str] = frozenset()
     preview: bool = False
     overwrite: bool = False
@@ -52,9 +56,12 @@ def run(bundle: str | Path, inputs: Sequence[Path], options: PredictOptions, lis
         raise ConfigError(f"--allow {', '.join(unknown)}: expected some of {', '.join(ALLOWABLE)}")
     ensemble = open_ensemble(bundle)
     description = ensemble.description
+    if options.tta:
+        mirrorings(ensemble.descriptions)  # refused before anything is made
+    labels = Selection.of(description.labels, options.structures).labels
     records = chosen_cases(inputs, options.split, len(description.modalities))
     with exclusive(options.out):
-        write_label_tables(options.out, description.labels)
+        write_label_tables(options.out, labels)
         choice = choose_runtime(ensemble, options.runtime, options.device, options.threads, listener)
         manifest = Manifest.open(options.out, ensemble.hash, settings(options, choice))
         predict_all(ensemble, choice, records, manifest, options, listener)
@@ -94,8 +101,8 @@ def predict_one(predictor: Predictor, record: CaseRecord, options: PredictOption
         from medseg.report.preview import draw_preview
 
         path = options.out / "previews" / f"{case.id}.png"
-        description = predictor.description
-        draw_preview(path, case, prediction.label_map, description.labels, description.modalities[0])
+        modality = predictor.description.modalities[0]
+        draw_preview(path, case, prediction.label_map, predictor.labels, modality)
 
     return predict_files(
         predictor,
@@ -110,9 +117,11 @@ def predict_one(predictor: Predictor, record: CaseRecord, options: PredictOption
 def settings(options: PredictOptions, choice: Choice) -> dict[str, Any]:
     """What decides the bytes of an output besides the input and the bundle."""
     return {
+        "structures": None if options.structures is None else sorted(set(options.structures)),
         "overlap": options.overlap,
         "tile_batch": options.tile_batch,
         "skip_air": options.skip_air,
+        "tta": options.tta,
         "runtime": choice.title,
         "device": choice.device,
         "threads": choice.num_threads,
@@ -122,7 +131,9 @@ def settings(options: PredictOptions, choice: Choice) -> dict[str, Any]:
 
 def load(ensemble: Ensemble, choice: Choice, options: PredictOptions) -> Predictor:
     """The networks, ready to predict."""
-    return Predictor.of(ensemble, choice, options.overlap, options.tile_batch, options.skip_air)
+    return Predictor.of(
+        ensemble, choice, options.overlap, options.tile_batch, options.skip_air, options.structures, options.tta
+    )
 
 
 def outcome(manifest: Manifest, records: Sequence[CaseRecord], out: Path) -> Outcome:

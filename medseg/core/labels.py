@@ -241,6 +241,17 @@ def _planes(array: np.ndarray) -> np.ndarray:
     return np.moveaxis(array, -1, 0) if array.ndim > 1 else array.reshape(1, -1)
 
 
+def innermost(belongs: Bool[np.ndarray, "numbers structures"], wanted: Bool[np.ndarray, " structures"]) -> int:
+    """The channel number that counts for most of the wanted structures, and for no other; background where none does.
+
+    Args:
+        belongs: Whether a voxel of each channel number belongs to each structure; the first number is background.
+        wanted: The structures that a voxel shall belong to.
+    """
+    fits = np.flatnonzero(~(belongs & ~wanted).any(axis=1))
+    return max(fits.tolist(), key=lambda number: (belongs[number].sum(), number))
+
+
 def mirrored_name(name: str, names: Iterable[str]) -> str | None:
     """The counterpart of a structure on the other side, found by its name ("Kidney left" → "Kidney right")."""
     swap = {"left": "right", "right": "left", "l": "r", "r": "l"}

@@ -17,7 +17,7 @@ from pydantic import Field
 from scipy import ndimage
 
 from medseg.core.config import ConfigBase
-from medseg.core.labels import IGNORED, LabelSchema
+from medseg.core.labels import IGNORED, LabelSchema, innermost
 from medseg.core.shapes import IJK
 
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
@@ -126,8 +126,7 @@ def _without(schema: LabelSchema, channel: int) -> Integer[np.ndarray, " channel
     for number in np.flatnonzero(schema.counts_as[:, channel]):
         others = belongs[number].copy()
         others[channel - 1] = False
-        fits = np.flatnonzero(~(belongs & ~others).any(axis=1))  # background among them
-        becomes[number] = max(fits.tolist(), key=lambda fitting: (belongs[fitting].sum(), fitting))
+        becomes[number] = innermost(belongs, others)
     return becomes
 
 

@@ -36,7 +36,7 @@ class ModelDescription(ConfigBase):
     components: dict[str, ComponentRule] = Field(default_factory=dict)
     """Which connected parts of a structure are kept; all, where it is not named."""
     mirror_axes: tuple[Annotated[int, Field(ge=0, le=2)], ...] | None = None
-    """Axes of the network's grid along which it has seen mirrored images in training; null: the task says it."""
+    """Axes of the network's grid along which it has seen mirrored images in training; null: the bundle is older than this."""
 
     @property
     def num_outputs(self) -> int:

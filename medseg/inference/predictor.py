@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Integer
 
 from medseg.core.case import Case, PreparedCase
-from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSchema
 from medseg.core.progress import Listener, silent
+from medseg.core.selection import Selection
 from medseg.core.shapes import IJK
 from medseg.core.volume import LabelMap, Volume
 from medseg.data.preparation import prepare_as_planned
@@ -22,6 +22,7 @@ from medseg.inference.body import Body, find_body, labels_air, whole_image
 from medseg.inference.components import keep_components
 from medseg.inference.description import ModelDescription
 from medseg.inference.ensemble import Ensemble, open_ensemble
+from medseg.inference.measures import mean_hu, truncated, volumes_ml
 from medseg.inference.resolve import channel_dtype, make_resolver
 from medseg.inference.runtime import Runtime
 from medseg.inference.runtimes.choice import Choice, Wanted, choose_runtime, open_runtime
@@ -35,15 +36,17 @@ class Prediction:
     """What predicting one case gave.
 
     Attributes:
-        label_map: On the file's grid, with the dataset's values.
+        label_map: On the file's grid, with the dataset's values; of the structures that were asked for, as all else here.
         seconds: Wall clock of each stage [s].
         volumes_ml: Of each structure; a region's is that of all voxels that belong to it.
+        mean_hu: Of each structure in the first CT channel; None where it was not found, or nothing is CT.
         truncated: Structures that touch an edge of the scan: the volume is that of the visible part.
     """
 
     label_map: LabelMap
     seconds: Mapping[str, float]
     volumes_ml: Mapping[str, float]
+    mean_hu: Mapping[str, float | None]
     truncated: tuple[str, ...]
 
 
@@ -56,6 +59,10 @@ class Predictor:
         overlap: Smallest part of a window that its neighbour covers too.
         tile_batch: Windows given to the network at once.
         skip_air: Leave out the windows of a CT that hold nothing of the body, unless the model's structures may be air.
+        structures: Names of those that label maps hold; None: all. It is decided among all of them.
+
+    Raises:
+        ConfigError: A name is no structure's.
     """
 
     def __init__(
@@ -65,33 +72,47 @@ class Predictor:
         overlap: float = 0.5,
         tile_batch: int = 1,
         skip_air: bool = True,
+        structures: Iterable[str] | None = None,
     ) -> None:
         self.description, self.runtime = description, runtime
+        self.selection = Selection.of(description.labels, structures)
         self.skip_air = skip_air and not labels_air(description.plan, description.modalities)
         rule: WindowRule = "medseg" if description.plan.preparation is None else description.plan.preparation.kind
         self.sliding = SlidingWindow(description.plan.patch_ijk, overlap, tile_batch, rule)
+
+    @property
+    def labels(self) -> LabelSchema:
+        """The structures of the label maps."""
+        return self.selection.labels
 
     @classmethod
     def load(
         cls,
         bundle: str | Path,
         device: str = "auto",
+        *,
         runtime: Wanted = "auto",
         threads: int | None = None,
         overlap: float = 0.5,
         tile_batch: int = 1,
         skip_air: bool = True,
+        structures: Iterable[str] | None = None,
+        tta: bool = False,
     ) -> Predictor:
         """Load a bundle folder, a run folder or a bundled model by its name; several joined by commas are an ensemble.
 
+        With ``tta``, each network looks at each window also in the mirror, as it did in training. The other arguments are
+        those of the class.
+
         Raises:
             CheckpointError: A bundle is unusable, or the runtime cannot run it exactly.
-            ConfigError: The device does not exist, or bundles do not fit together.
+            ConfigError: The device does not exist, bundles do not fit together, a name is no structure's, or a network has
+                not seen mirrored images.
             PluginError: The runtime is not installed.
         """
         ensemble = open_ensemble(bundle)
         choice = choose_runtime(ensemble, runtime, device, threads)
-        return cls.of(ensemble, choice, overlap, tile_batch, skip_air)
+        return cls.of(ensemble, choice, overlap, tile_batch, skip_air, structures, tta)
 
     @classmethod
     def of(
@@ -101,13 +122,17 @@ class Predictor:
         overlap: float = 0.5,
         tile_batch: int = 1,
         skip_air: bool = True,
+        structures: Iterable[str] | None = None,
+        tta: bool = False,
     ) -> Predictor:
         """Load what was opened.
 
         Raises:
             CheckpointError: Weights do not fit their network.
+            ConfigError: A name is no structure's, or a network has not seen mirrored images.
         """
-        return cls(ensemble.description, open_runtime(ensemble, choice), overlap, tile_batch, skip_air)
+        runtime = open_runtime(ensemble, choice, mirrored=tta)
+        return cls(ensemble.description, runtime, overlap, tile_batch, skip_air, structures)
 
     def predict(self, image: str | Path | Volume, allow: Collection[str] = ()) -> LabelMap:
         """Label a scan.
@@ -137,12 +162,19 @@ class Predictor:
         channels, resolving_s = self._channels(prepared, listener)
         marks.append(time.perf_counter())
         keep_components(channels, geometry.voxel_volume_ml, schema, self.description.components)
+        self.selection.apply(channels)
         marks.append(time.perf_counter())
         prepare_s, predict_s, components_s = np.diff(marks).tolist()
         stages = {"prepare": prepare_s, "network": predict_s - resolving_s, "resolve": resolving_s + components_s}
         seconds = {stage: round(took_s, 3) for stage, took_s in stages.items()}
-        label_map = LabelMap(schema.to_values(channels), geometry, case.image.record)
-        return Prediction(label_map, seconds, volumes_ml(channels, geometry, schema), truncated(channels, schema))
+        label_map = LabelMap(self.labels.to_values(channels), geometry, case.image.record)
+        return Prediction(
+            label_map,
+            seconds,
+            volumes_ml(channels, geometry, self.labels),
+            mean_hu(channels, case.image, self.description.modalities, self.labels),
+            truncated(channels, self.labels),
+        )
 
     def _channels(self, prepared: PreparedCase, listener: Listener) -> tuple[Integer[np.ndarray, IJK], float]:
         """Channel numbers on the file's grid, decided plane by plane, and how long resolving took [s]."""
@@ -170,21 +202,3 @@ class Predictor:
             return None
         plan = self.description.plan
         return find_body(prepared.image, plan.spacing_ijk_mm, self.description.modalities, plan.normalisation)
-
-
-def volumes_ml(channels: Integer[np.ndarray, IJK], geometry: Geometry, schema: LabelSchema) -> dict[str, float]:
-    """Volume of each structure [ml], 0 where it was not found."""
-    planes = np.moveaxis(channels, -1, 0)  # one at a time: counting takes eight bytes a voxel
-    written = sum((np.bincount(plane.ravel(), minlength=schema.num_channels) for plane in planes), start=0)
-    counts = written @ schema.counts_as
-    return {
-        name: round(float(count) * geometry.voxel_volume_ml, 4)
-        for name, count in zip(schema.names, counts[1:], strict=True)
-    }
-
-
-def truncated(channels: Integer[np.ndarray, IJK], schema: LabelSchema) -> tuple[str, ...]:
-    """Structures with a voxel on the first or last plane of any axis."""
-    faces = [channels.take(plane, axis).ravel() for axis in range(3) for plane in (0, -1)]
-    touching = schema.counts_as[np.unique(np.concatenate(faces))].any(axis=0)
-    return tuple(name for name, touches in zip(schema.names, touching[1:], strict=True) if touches)

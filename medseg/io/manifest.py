@@ -33,6 +33,7 @@ class Entry:
         seconds: Wall clock of each stage [s].
         peak_memory_bytes: Of the process until then.
         volume_ml: Of each structure [ml].
+        mean_hu: Of each structure in the scan's first CT channel; None where it was not found, or nothing is CT.
         truncated: Whether each structure touches an edge of the scan.
         notes: What the reader met and dealt with, each with ``code`` and ``message``.
         input_sha256: Of the input files together.
@@ -47,6 +48,7 @@ class Entry:
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     volume_ml: Mapping[str, float] = field(default_factory=dict)
+    mean_hu: Mapping[str, float | None] = field(default_factory=dict)
     truncated: Mapping[str, bool] = field(default_factory=dict)
     notes: tuple[Mapping[str, str], ...] = ()
     input_sha256: str | None = None

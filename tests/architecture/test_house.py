@@ -202,7 +202,7 @@ FILE_TO_LABEL_MAP = [
     module_name(path)
     for path in LIBRARY
     if path.relative_to(ROOT / "medseg").parts[0] in WITHOUT_TORCH
-    and path != ROOT / "medseg/inference/runtimes/torch.py"
+    and path not in (ROOT / "medseg/inference/runtimes" / name for name in ("torch.py", "graph.py"))
 ] + [
     f"medseg.data.{name}"
     for name in (

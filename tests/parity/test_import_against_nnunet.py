@@ -23,6 +23,8 @@ pytest.importorskip("nnunetv2", reason="nnU-Net is not installed: pip install -r
 
 UNETS = "dynamic_network_architectures.architectures.unet"
 SPACINGS = {"usual": [2.0, 1.5, 1.2], "thick slices": [7.0, 1.5, 1.6]}
+MIRRORED = (0, 2)
+"""Axes of nnU-Net's network."""
 ROUNDING = 2e-5
 """Part of the voxels that may differ where both sum in single precision."""
 HALVES = 2e-3
@@ -81,24 +83,25 @@ def scan(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("tta", [False, True])
 @pytest.mark.parametrize("in_halves", [False, True])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize(
-    ("network", "transpose"),
+    "model",
     [("PlainConvUNet", [0, 1, 2]), ("PlainConvUNet", [1, 2, 0]), ("ResidualEncoderUNet", [2, 0, 1])],
 )
 def test_both_give_the_same_labels(
-    network: str, transpose: list[int], spacing: str, in_halves: bool, scan: Path, tmp_path: Path, monkeypatch
+    model: tuple[str, list[int]], spacing: str, in_halves: bool, tta: bool, scan: Path, tmp_path: Path, monkeypatch
 ) -> None:
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path))
     folder = tmp_path / "Dataset001_Test" / "nnUNetTrainer__nnUNetPlans__3d_fullres"
-    save(folder, plans_of(network, SPACINGS[spacing], transpose))
+    save(folder, plans_of(model[0], SPACINGS[spacing], model[1]))
     module = importlib.import_module("nnunetv2.inference.predict_from_raw_data")
     if not in_halves:
         sum_in_single_precision(module, monkeypatch)
     predictor = module.nnUNetPredictor(
-        use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
+        use_mirroring=tta, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
     )
     predictor.initialize_from_trained_model_folder(str(folder), (0, 1), "checkpoint_final.pth")
     predictor.predict_from_files_sequential([[str(scan)]], [str(tmp_path / "theirs")])
@@ -108,7 +111,7 @@ def test_both_give_the_same_labels(
     from pipelines.import_model import ImportOptions, run
 
     assert run(folder, ImportOptions(out=tmp_path / "bundle")).exit_code == 0
-    ours = Predictor.load(tmp_path / "bundle", "cpu").predict(scan).array
+    ours = Predictor.load(tmp_path / "bundle", "cpu", tta=tta).predict(scan).array
     assert len(np.unique(theirs)) > 2
     assert (ours != theirs).mean() <= (HALVES if in_halves else ROUNDING)
 
@@ -129,6 +132,7 @@ def save(folder: Path, plans: dict[str, Any]) -> None:
         with torch.no_grad():
             for parameter in trainer.network.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
+        trainer.inference_allowed_mirroring_axes = MIRRORED
         trainer._best_ema = np.float64(0.5)
         trainer.logger.log("mean_fg_dice", np.float64(0.3), 0)
         (folder / f"fold_{fold}").mkdir(parents=True, exist_ok=True)

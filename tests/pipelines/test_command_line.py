@@ -26,8 +26,7 @@ COMMANDS = {
     ],
     "predict": [
         "--allow", "--device", "--json", "--out", "--overlap", "--overwrite", "--preview", "--quiet", "--runtime", "--skip-air",
-        "--split", "--threads",
-        "--tile-batch", "--verbose",
+        "--split", "--structures", "--threads", "--tile-batch", "--tta", "--verbose",
     ],
     "tasks": ["--json", "--verbose"],
     "train": [

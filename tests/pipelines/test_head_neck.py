@@ -47,8 +47,8 @@ def test_the_dataset_of_the_model_differs_only_in_its_tolerance(tmp_path: Path, 
 
 
 def test_a_bundle_that_is_too_large_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(bytes(5 * 2**20))
-    with pytest.raises(WriteError, match=r"5\.0 MB, and 4 MB are allowed"):
+    (tmp_path / "model.safetensors").write_bytes(bytes(9 * 2**20))
+    with pytest.raises(WriteError, match=r"9\.0 MB, and 8 MB are allowed"):
         head_neck.outcome(tmp_path, None)
 
 

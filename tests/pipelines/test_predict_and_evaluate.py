@@ -138,6 +138,51 @@ def test_each_option_of_predict_changes_something(
     assert medseg("predict", run_folder, scan, "--device", "cuda:7", "--out", tmp_path / "x").exit_code == 2
 
 
+def test_only_some_structures_are_kept_of_all_that_were_decided_among(
+    tmp_path: Path, scans: Path, run_folder: Path, medseg
+) -> None:
+    scan, schema = scans / "pt_222.nii.gz", json.loads((run_folder / "bundle" / "bundle.json").read_text())["labels"]
+    values = {structure["name"]: structure["value"] for structure in schema["structures"]}
+
+    def predicted(name: str, *options: object) -> tuple[np.ndarray, dict]:
+        answer = medseg("predict", run_folder, scan, "--out", tmp_path / name, *options)
+        assert answer.exit_code == 0, answer.stderr
+        (entry,) = json.loads((tmp_path / name / "manifest.json").read_text())["cases"]
+        return np.asarray(nib.load(tmp_path / name / "pt_222.nii.gz").dataobj), entry
+
+    whole, entry = predicted("all")
+    found = sorted(values, key=lambda name: -np.count_nonzero(whole == values[name]))
+    kept = [found[0], found[2], found[-1]]
+    assert (whole == values[found[1]]).any(), "something has to go, or this would prove nothing"
+    some, of_some = predicted("some", "--structures", f"{kept[1]}, {kept[0]}", "--structures", kept[2], "--preview")
+    np.testing.assert_array_equal(some, np.where(np.isin(whole, [values[name] for name in kept]), whole, 0))
+    for field in ("volume_ml", "mean_hu", "truncated"):
+        assert of_some[field] == {name: entry[field][name] for name in kept}
+    assert set(json.loads((tmp_path / "some" / "labels.json").read_text())) == {"background", *kept}
+    assert predicted("some", "--structures", ",".join(kept))[1]["status"] == "skipped"
+    wrong = medseg("predict", run_folder, scan, "--out", tmp_path / "none", "--structures", "Mandibel")
+    assert wrong.exit_code == 2
+    assert "did you mean 'mandible'" in " ".join(wrong.stderr.split())
+    assert not (tmp_path / "none").exists()
+
+
+def test_in_the_mirror_too_where_training_was(tmp_path: Path, scans: Path, run_folder: Path, medseg) -> None:
+    assert json.loads((run_folder / "bundle" / "bundle.json").read_text())["mirror_axes"] == [0]
+    scan = scans / "pt_222.nii.gz"
+    for name, option in (("plain", "--no-tta"), ("mirrored", "--tta")):
+        assert medseg("predict", run_folder, scan, "--out", tmp_path / name, option).exit_code == 0
+        assert json.loads((tmp_path / name / "manifest.json").read_text())["settings"]["tta"] == (option == "--tta")
+    plain, mirrored = (nib.load(tmp_path / name / "pt_222.nii.gz").get_fdata() for name in ("plain", "mirrored"))
+    assert (plain != mirrored).any()
+    shutil.copytree(run_folder / "bundle", tmp_path / "bundle")
+    document = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    (tmp_path / "bundle" / "bundle.json").write_text(json.dumps({**document, "mirror_axes": []}))
+    refused = medseg("predict", tmp_path / "bundle", scan, "--out", tmp_path / "refused", "--tta")
+    assert refused.exit_code == 2
+    assert "without --tta" in refused.stderr
+    assert not (tmp_path / "refused").exists()
+
+
 def test_two_inputs_of_one_name_are_refused_before_work(
     tmp_path: Path, scans: Path, sample: Path, run_folder: Path, medseg
 ) -> None:

@@ -167,13 +167,18 @@ def linear_along(
 def draw_mirror_axes(rng: np.random.Generator, config: AugmentationConfig) -> list[int]:
     """Draw along which of the axes R, A, S (0, 1, 2) a patch is mirrored."""
     flips = rng.random(3) < 0.5
+    return [axis for axis in mirror_axes(config) if flips[axis]]
+
+
+def mirror_axes(config: AugmentationConfig) -> tuple[int, ...]:
+    """The axes R, A, S (0, 1, 2) along which patches may be mirrored."""
     match config.mirror:
         case "none":
-            return []
+            return ()
         case "left_right":
-            return [0] if flips[0] else []
+            return (0,)
         case "all_axes":
-            return [int(axis) for axis in np.flatnonzero(flips)]
+            return (0, 1, 2)
 
 
 def mirrored(

@@ -22,6 +22,7 @@ from medseg.core.processors import compute_threads, processor_identity
 from medseg.core.progress import Listener, Progress, silent
 from medseg.core.version import VERSION
 from medseg.inference.ensemble import Ensemble
+from medseg.inference.mirroring import with_mirrors
 from medseg.inference.runtime import Runtime, averaged
 from medseg.inference.runtimes.catalogue import RuntimeName, installed_runtimes, require
 from medseg.inference.runtimes.graphs import graphs_of, has_graphs
@@ -167,14 +168,16 @@ def choose_runtime(
     return _fastest(ensemble, threads, listener)
 
 
-def open_runtime(ensemble: Ensemble, choice: Choice) -> Runtime:
-    """The networks, ready to run.
+def open_runtime(ensemble: Ensemble, choice: Choice, *, mirrored: bool = False) -> Runtime:
+    """The networks, ready to run; with the mirror images of each window, if asked for.
 
     Raises:
         CheckpointError: The runtime cannot run them.
+        ConfigError: A network has not seen mirrored images.
         PluginError: There is no graph, and what makes it is not installed.
     """
-    return averaged(_of_bundles(ensemble, choice))
+    members = _of_bundles(ensemble, choice)
+    return averaged(with_mirrors(members, ensemble.descriptions) if mirrored else members)
 
 
 def _of_bundles(ensemble: Ensemble, choice: Choice) -> list[Runtime]:

@@ -40,7 +40,7 @@ def evaluate_bundle(
     import torch
 
     # As it was trained: no seconds for finding out whether another runtime is faster.
-    predictor = Predictor.load(bundle, device, "torch", torch.get_num_threads())
+    predictor = Predictor.load(bundle, device, runtime="torch", threads=torch.get_num_threads())
     by_id = {record.id: record for record in dataset.cases}
     records = [by_id[case] for case in predictor.description.plan.validation_cases]
     if not records:

@@ -18,6 +18,7 @@ from medseg.core.labels import LabelSchema
 from medseg.core.progress import Listener
 from medseg.core.task import StepLoss, Validation
 from medseg.data.augment.apply import Augmentation
+from medseg.data.augment.spatial import mirror_axes
 from medseg.data.cache import CaseCache
 from medseg.data.cache_key import Preparation
 from medseg.data.loader import PatchBatch, SamplePatchd, patch_batches
@@ -88,6 +89,7 @@ class CtSegmentationTask:
             labels=self.schema,
             activation=self.config.loss.activation,
             plan=self.plan,
+            mirror_axes=mirror_axes(self.config.augmentation),
         )
 
     def train_batches(self, start_step: int) -> Iterator[PatchBatch]:

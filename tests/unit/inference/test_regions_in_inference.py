@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from medseg.core.errors import CheckpointError
 from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSchema, Structure
+from medseg.core.volume import Volume
 from medseg.inference.description import ModelDescription, describe
-from medseg.inference.predictor import truncated, volumes_ml
+from medseg.inference.measures import mean_hu, truncated, volumes_ml
 from medseg.inference.resolve import decide
 from medseg.io.bundle import Bundle
 
@@ -111,6 +112,20 @@ def test_a_regions_volume_holds_what_lies_in_it() -> None:
     plain = LabelSchema(tuple(Structure(s.name, s.value) for s in TUMOUR.structures))
     assert volumes_ml(channels, grid, plain)["core"] == num_core - 1
     assert truncated(channels, plain) == ("core",)
+
+
+def test_a_regions_mean_hu_is_that_of_all_that_lies_in_it() -> None:
+    rng = np.random.default_rng(0)
+    channels = rng.integers(0, 3, (6, 5, 4)).astype(np.uint8)  # nothing is "enhancing" alone
+    image = rng.integers(-1000, 3000, (2, 6, 5, 4)).astype(np.int16)
+    volume = Volume(image, Geometry.from_spacing((6, 5, 4), (1.0, 1.0, 1.0)))
+    found = mean_hu(channels, volume, ("PT", "CT"), TUMOUR)
+    assert found == {
+        "whole": pytest.approx(image[1][channels >= 1].mean(), abs=0.01),
+        "core": pytest.approx(image[1][channels >= 2].mean(), abs=0.01),
+        "enhancing": None,
+    }
+    assert mean_hu(channels, volume, ("MR", "PT"), TUMOUR) == dict.fromkeys(TUMOUR.names)
 
 
 def test_a_bundle_remembers_regions_and_ignore_label() -> None:
