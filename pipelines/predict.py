@@ -9,10 +9,11 @@ from typing import Any
 
 from medseg.core.case import Case, CaseRecord, Split
 from medseg.core.errors import CaseError, ConfigError
+from medseg.core.labels import LabelSchema
 from medseg.core.progress import Listener, Progress, silent
 from medseg.core.selection import Selection
 from medseg.inference.ensemble import Ensemble, open_ensemble
-from medseg.inference.files import predict_files
+from medseg.inference.files import Outputs, predict_files
 from medseg.inference.mirroring import mirrorings
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.runtimes.choice import Choice, Wanted, choose_runtime
@@ -20,6 +21,7 @@ from medseg.io.case import chosen_cases
 from medseg.io.exclusive import exclusive
 from medseg.io.label_tables import write_label_tables
 from medseg.io.manifest import Entry, Manifest
+from medseg.io.masks import mask_names
 from medseg.io.volume import ALLOWABLE
 from pipelines.outcome import Outcome, exit_code_of
 
@@ -38,6 +40,7 @@ class PredictOptions:
     overlap: float = 0.5
     skip_air: bool = True
     tta: bool = False
+    one_file_each: bool = False
     allow: frozenset[str] = frozenset()
     preview: bool = False
     overwrite: bool = False
@@ -60,12 +63,25 @@ def run(bundle: str | Path, inputs: Sequence[Path], options: PredictOptions, lis
         mirrorings(ensemble.descriptions)  # refused before anything is made
     labels = Selection.of(description.labels, options.structures).labels
     records = chosen_cases(inputs, options.split, len(description.modalities))
+    if options.one_file_each:
+        check_mask_folders(labels, records, options.out)
     with exclusive(options.out):
         write_label_tables(options.out, labels)
         choice = choose_runtime(ensemble, options.runtime, options.device, options.threads, listener)
         manifest = Manifest.open(options.out, ensemble.hash, settings(options, choice))
         predict_all(ensemble, choice, records, manifest, options, listener)
     return outcome(manifest, records, options.out)
+
+
+def check_mask_folders(labels: LabelSchema, records: Sequence[CaseRecord], out: Path) -> None:
+    """Refuse masks that would fall on each other, or among the slices of a scan."""
+    mask_names(labels)
+    for record in records:
+        folder = (out / record.id).resolve()
+        if any(folder in (image.resolve(), image.resolve().parent) for image in record.images):
+            raise ConfigError(
+                f"the masks of {record.id} would be written into {folder}, where its scan is: give another --out"
+            )
 
 
 def predict_all(
@@ -107,9 +123,8 @@ def predict_one(predictor: Predictor, record: CaseRecord, options: PredictOption
     return predict_files(
         predictor,
         record,
-        options.out / f"{record.id}.nii.gz",
+        Outputs(options.out, options.one_file_each, options.overwrite),
         allow=options.allow,
-        overwrite=options.overwrite,
         draw=draw if options.preview else None,
     )
 
@@ -122,6 +137,7 @@ def settings(options: PredictOptions, choice: Choice) -> dict[str, Any]:
         "tile_batch": options.tile_batch,
         "skip_air": options.skip_air,
         "tta": options.tta,
+        "one_file_each": options.one_file_each,
         "runtime": choice.title,
         "device": choice.device,
         "threads": choice.num_threads,

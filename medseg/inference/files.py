@@ -4,40 +4,59 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from medseg.core.case import Case, CaseRecord, Dataset
 from medseg.core.errors import CaseError, WriteError
+from medseg.core.labels import LabelSchema
 from medseg.core.volume import LabelMap
 from medseg.inference.components import ComparedCase
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.io.case import read_case
 from medseg.io.manifest import Entry, peak_memory_bytes, sha256_of
+from medseg.io.masks import mask_names, masks_of
 from medseg.io.nifti import write_label_map
 from medseg.io.references import PredictionFolder, read_prediction, read_reference
 from medseg.io.volume import read_label_map
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What is written of each case.
+
+    Attributes:
+        folder: Of all results.
+        masks: A binary mask for each structure too.
+        overwrite: Whether files of these names that differ may be replaced.
+    """
+
+    folder: Path
+    masks: bool = False
+    overwrite: bool = False
+
+    def label_map(self, case: str) -> Path:
+        """The label map of a case."""
+        return self.folder / f"{case}.nii.gz"
+
+
 def predict_files(
     predictor: Predictor,
     record: CaseRecord,
-    output: Path,
+    outputs: Outputs,
     *,
     allow: Collection[str] = (),
-    overwrite: bool = False,
     draw: Callable[[Case, Prediction], None] | None = None,
 ) -> Entry:
-    """Read a case, label it and write the label map.
+    """Read a case, label it and write what is wanted of it.
 
     Args:
         predictor: A loaded bundle.
         record: Where the case's files are; its reference, if it has one, is not read.
-        output: The label map to write.
+        outputs: What to write.
         allow: Codes of problems to go on with when reading.
-        overwrite: Whether another label map of that name may be replaced.
         draw: Called with the case and its prediction.
 
     Raises:
@@ -46,11 +65,13 @@ def predict_files(
     marks = [time.perf_counter()]
     description = predictor.description
     unlabelled = CaseRecord(record.id, record.patient, record.images)
-    dataset = Dataset(description.name, description.modalities, description.labels, (unlabelled,), output)
+    dataset = Dataset(description.name, description.modalities, description.labels, (unlabelled,), outputs.folder)
     case = read_case(unlabelled, dataset, allow=allow)
     marks.append(time.perf_counter())
     prediction = predictor.predict_case(case)
-    _write(output, prediction.label_map, overwrite=overwrite)
+    output = outputs.label_map(record.id)
+    _write(output, prediction.label_map, overwrite=outputs.overwrite)
+    masks = _write_masks(outputs, record.id, prediction.label_map, predictor.labels) if outputs.masks else {}
     if draw is not None:
         draw(case, prediction)
     total_s, read_s = time.perf_counter() - marks[0], marks[1] - marks[0]
@@ -59,6 +80,7 @@ def predict_files(
         input=tuple(path.name for path in record.images),
         status="done",
         output=output.name,
+        masks=masks,
         seconds={"read": round(read_s, 3), **prediction.seconds, "total": round(total_s, 3)},
         peak_memory_bytes=peak_memory_bytes(),
         volume_ml=prediction.volumes_ml,
@@ -67,6 +89,7 @@ def predict_files(
         notes=tuple(asdict(note) for note in case.image.notes),
         input_sha256=sha256_of(record.images),
         output_sha256=sha256_of([output]),
+        further_sha256={name: sha256_of([outputs.folder / name]) for name in masks.values()},
     )
 
 
@@ -92,6 +115,14 @@ def compared_cases(dataset: Dataset, predictions: PredictionFolder) -> Iterator[
                 annotated=reference.annotated,
                 voxel_volume_ml=reference.label.geometry.voxel_volume_ml,
             )
+
+
+def _write_masks(outputs: Outputs, case: str, label_map: LabelMap, schema: LabelSchema) -> dict[str, str]:
+    """The mask of each structure, by its name in the folder of results."""
+    files = {name: f"{case}/{file}" for name, file in mask_names(schema).items()}
+    for name, mask in masks_of(label_map, schema):
+        _write(outputs.folder / files[name], mask, overwrite=outputs.overwrite)
+    return files
 
 
 def _write(output: Path, label_map: LabelMap, *, overwrite: bool) -> None:

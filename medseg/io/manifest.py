@@ -29,6 +29,7 @@ class Entry:
         input: Names of the input files.
         status: ``skipped``: an earlier run made the output from the same input, bundle and settings.
         output: Name of the label map; None where there is none.
+        masks: Of each structure, where masks were asked for: name of the file, from the folder of the manifest.
         error: ``code`` and ``message`` of a failure.
         seconds: Wall clock of each stage [s].
         peak_memory_bytes: Of the process until then.
@@ -38,12 +39,14 @@ class Entry:
         notes: What the reader met and dealt with, each with ``code`` and ``message``.
         input_sha256: Of the input files together.
         output_sha256: Of the label map.
+        further_sha256: Of each other output that a later run looks at again, by its name.
     """
 
     id: str
     input: tuple[str, ...]
     status: Status
     output: str | None = None
+    masks: Mapping[str, str] = field(default_factory=dict)
     error: Mapping[str, str] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
@@ -53,6 +56,7 @@ class Entry:
     notes: tuple[Mapping[str, str], ...] = ()
     input_sha256: str | None = None
     output_sha256: str | None = None
+    further_sha256: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -88,15 +92,15 @@ class Manifest:
         return manifest
 
     def is_done(self, record: CaseRecord) -> bool:
-        """Whether the output of a case is there, made from this very input, and unchanged since."""
+        """Whether all outputs of a case are there, made from this very input, and unchanged since."""
         entry = self.entries.get(record.id)
         if entry is None or entry.status == "failed" or entry.output is None:
             return False
-        output = self.folder / entry.output
+        outputs = {entry.output: entry.output_sha256, **entry.further_sha256}
         return (
-            output.is_file()
+            all((self.folder / name).is_file() for name in outputs)
             and entry.input_sha256 == sha256_of(record.images)
-            and entry.output_sha256 == sha256_of([output])
+            and all(sha256_of([self.folder / name]) == digest for name, digest in outputs.items())
         )
 
     def skip(self, record: CaseRecord) -> None:

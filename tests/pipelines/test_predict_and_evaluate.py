@@ -166,6 +166,51 @@ def test_only_some_structures_are_kept_of_all_that_were_decided_among(
     assert not (tmp_path / "none").exists()
 
 
+def test_a_file_for_each_structure_is_written_checked_and_skipped_as_label_maps_are(
+    tmp_path: Path, scans: Path, run_folder: Path, medseg
+) -> None:
+    out, scan = tmp_path / "out", scans / "pt_222.nii.gz"
+
+    def predict(*options: object):
+        return medseg("predict", run_folder, scan, "--out", out, "--one-file-each", "--json", *options)
+
+    assert predict().json["done"] == 1
+    schema = json.loads((out / "labels.json").read_text())
+    schema.pop("background")
+    label_map = nib.load(out / "pt_222.nii.gz")
+    (entry,) = json.loads((out / "manifest.json").read_text())["cases"]
+    assert entry["masks"] == {name: f"pt_222/{name}.nii.gz" for name in schema}
+    assert sorted(path.name for path in (out / "pt_222").iterdir()) == sorted(f"{name}.nii.gz" for name in schema)
+    for name, structure in schema.items():
+        mask = nib.load(out / "pt_222" / f"{name}.nii.gz")
+        np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(label_map.dataobj) == structure["value"])
+        assert mask.get_data_dtype() == np.uint8
+        for key in ("qform_code", "sform_code", "xyzt_units", "pixdim", "srow_x"):
+            np.testing.assert_array_equal(mask.header[key], label_map.header[key])
+    assert predict().json["skipped"] == 1
+    mask = out / "pt_222" / "mandible.nii.gz"
+    content = mask.read_bytes()
+    mask.unlink()
+    assert predict().json["done"] == 1
+    assert mask.read_bytes() == content
+    shutil.copy(out / "pt_222" / "larynx.nii.gz", mask)
+    assert predict().json["errors"]["pt_222"]["code"] == "write.exists", "it is not overwritten unasked"
+    assert predict("--overwrite").json["done"] == 1
+    assert mask.read_bytes() == content
+    few = medseg("predict", run_folder, scan, "--out", tmp_path / "few", "--one-file-each", "--structures", "larynx")
+    assert few.exit_code == 0
+    assert [path.name for path in (tmp_path / "few" / "pt_222").iterdir()] == ["larynx.nii.gz"]
+
+
+def test_masks_do_not_go_where_a_scan_is(tmp_path: Path, scans: Path, run_folder: Path, medseg) -> None:
+    (tmp_path / "pt_4").mkdir()
+    shutil.copy(scans / "pt_4.nii.gz", tmp_path / "pt_4")
+    answer = medseg("predict", run_folder, tmp_path / "pt_4", "--out", tmp_path, "--one-file-each")
+    assert answer.exit_code == 2
+    assert "where its scan is" in " ".join(answer.stderr.split())
+    assert [path.name for path in tmp_path.iterdir() if path.name != "scans"] == ["pt_4"]
+
+
 def test_in_the_mirror_too_where_training_was(tmp_path: Path, scans: Path, run_folder: Path, medseg) -> None:
     assert json.loads((run_folder / "bundle" / "bundle.json").read_text())["mirror_axes"] == [0]
     scan = scans / "pt_222.nii.gz"

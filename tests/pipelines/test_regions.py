@@ -100,7 +100,7 @@ def test_training_learns_the_regions_and_leaves_ignored_voxels_out(trained: Path
 def test_predictions_are_written_with_the_innermost_value_and_measured_by_region(
     tmp_path: Path, medseg, dataset: Path, trained: Path
 ) -> None:
-    answer = medseg("predict", trained, dataset, "--out", tmp_path / "predictions")
+    answer = medseg("predict", trained, dataset, "--out", tmp_path / "predictions", "--one-file-each")
     assert answer.exit_code == 0, answer.stderr
     manifest = json.loads((tmp_path / "predictions" / "manifest.json").read_text())
     entries = {entry["id"]: entry for entry in manifest["cases"]}
@@ -115,6 +115,8 @@ def test_predictions_are_written_with_the_innermost_value_and_measured_by_region
         decided = reference != IGNORE
         for region, values in REGIONS.items():
             found, wanted = np.isin(predicted, values), np.isin(reference, values)
+            mask = np.asarray(nib.load(tmp_path / "predictions" / name / f"{region}.nii.gz").dataobj)
+            np.testing.assert_array_equal(mask, found)
             volume_ml = np.count_nonzero(found) * np.prod(SPACING_MM) / 1000
             assert entries[name]["volume_ml"][region] == pytest.approx(volume_ml, abs=1e-3)
             faces = [found.take(plane, axis).any() for axis in range(3) for plane in (0, -1)]
