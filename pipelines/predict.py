@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from medseg.core.case import Case, CaseRecord, Split
 from medseg.core.errors import CaseError, ConfigError
 from medseg.core.labels import LabelSchema
+from medseg.core.memory import free_memory_bytes
 from medseg.core.progress import Listener, Progress, silent
 from medseg.core.selection import Selection
 from medseg.inference.ensemble import Ensemble, open_ensemble
-from medseg.inference.files import Outputs, predict_files
+from medseg.inference.files import Outputs, ReadCase, read_for_prediction, write_prediction
 from medseg.inference.mirroring import mirrorings
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.runtimes.choice import Choice, Wanted, choose_runtime
@@ -24,6 +27,9 @@ from medseg.io.manifest import Entry, Manifest
 from medseg.io.masks import mask_names
 from medseg.io.volume import ALLOWABLE
 from pipelines.outcome import Outcome, exit_code_of
+
+ROOM = 4
+"""Another case is read ahead where this many times the memory of the present one is free: it, its label map, and what is in work."""
 
 
 @dataclass(frozen=True)
@@ -92,41 +98,100 @@ def predict_all(
     options: PredictOptions,
     listener: Listener,
 ) -> None:
-    """Predict what is not done yet; a case that fails is recorded, and the others go on."""
+    """Predict what is not done yet; a case that fails is recorded, and the others go on.
+
+    While the network is at one case, the next is read and prepared and the last one written, where memory allows. Only the
+    writer's thread changes the manifest.
+    """
     predictor: Predictor | None = None
-    for done, record in enumerate(records):
-        listener(Progress("cases", done, len(records)))
-        if manifest.is_done(record) and not options.overwrite:
-            manifest.skip(record)
-            continue
-        predictor = predictor or load(ensemble, choice, options)  # takes seconds that an all-skipped run need not pay
-        try:
-            entry = predict_one(predictor, record, options)
-        except CaseError as error:
-            problem = {"code": error.code, "message": error.message}
-            entry = Entry(record.id, tuple(path.name for path in record.images), "failed", error=problem)
-            listener(Progress("cases", done, len(records), message=f"{record.id} failed: {error.message}"))
-        manifest.add(entry)
-    listener(Progress("cases", len(records), len(records)))
+
+    def read(record: CaseRecord) -> ReadCase | None:
+        is_done = manifest.is_done(record) and not options.overwrite
+        return None if is_done else read_for_prediction(ensemble.description, record, options.allow)
+
+    with ThreadPoolExecutor(1, "writing") as writer:
+        written: Future[str] | None = None
+        for done, (record, reading) in enumerate(read_ahead(records, read)):
+            listener(Progress("cases", done, len(records)))
+            try:
+                case = reading.result()
+                if case is None:
+                    job = partial(skip, record, manifest)
+                else:  # loading takes seconds that an all-skipped run need not pay
+                    predictor = predictor or load(ensemble, choice, options)
+                    prediction = predictor.predict_prepared(case.case, case.prepared)
+                    job = partial(write, record, case, prediction, predictor, manifest, options)
+            except CaseError as error:
+                job = partial(fail, record, error, manifest)
+            tell(written, done, len(records), listener)  # no more than one waits, and a full disk ends it all
+            written = writer.submit(job)
+        tell(written, len(records), len(records), listener)
 
 
-def predict_one(predictor: Predictor, record: CaseRecord, options: PredictOptions) -> Entry:
-    """One case from file to file."""
+def read_ahead(
+    records: Sequence[CaseRecord], read: Callable[[CaseRecord], ReadCase | None]
+) -> Iterator[tuple[CaseRecord, Future[ReadCase | None]]]:
+    """Cases that were read, in order; while one is worked on, the next is read, where there is room for both."""
+    with ThreadPoolExecutor(1, "reading") as reader:
+        following: Future[ReadCase | None] | None = None
+        for number, record in enumerate(records, start=1):
+            reading = following or reader.submit(read, record)
+            wait([reading])
+            goes_on = number < len(records) and has_room_beside(reading)
+            following = reader.submit(read, records[number]) if goes_on else None
+            yield record, reading
+
+
+def has_room_beside(reading: Future[ReadCase | None]) -> bool:
+    """Whether another case like this one may be read while this one is predicted and another one written."""
+    case = None if reading.exception() else reading.result()
+    return case is None or free_memory_bytes() > ROOM * case.num_bytes
+
+
+def skip(record: CaseRecord, manifest: Manifest) -> str:
+    """An earlier run did it."""
+    manifest.skip(record)
+    return ""
+
+
+def fail(record: CaseRecord, error: CaseError, manifest: Manifest) -> str:
+    """Record a failure; what to tell of it."""
+    problem = {"code": error.code, "message": error.message}
+    manifest.add(Entry(record.id, tuple(path.name for path in record.images), "failed", error=problem))
+    return f"{record.id} failed: {error.message}"
+
+
+def write(
+    record: CaseRecord,
+    case: ReadCase,
+    prediction: Prediction,
+    predictor: Predictor,
+    manifest: Manifest,
+    options: PredictOptions,
+) -> str:
+    """Write a prediction; what to tell of it."""
 
     def draw(case: Case, prediction: Prediction) -> None:
         from medseg.report.preview import draw_preview
 
         path = options.out / "previews" / f"{case.id}.png"
-        modality = predictor.description.modalities[0]
-        draw_preview(path, case, prediction.label_map, predictor.labels, modality)
+        draw_preview(path, case, prediction.label_map, predictor.labels, predictor.description.modalities[0])
 
-    return predict_files(
-        predictor,
-        record,
-        Outputs(options.out, options.one_file_each, options.overwrite),
-        allow=options.allow,
-        draw=draw if options.preview else None,
-    )
+    outputs = Outputs(options.out, options.one_file_each, options.overwrite)
+    try:
+        manifest.add(
+            write_prediction(record, case, prediction, predictor.labels, outputs, draw if options.preview else None)
+        )
+    except CaseError as error:
+        return fail(record, error, manifest)
+    return ""
+
+
+def tell(written: Future[str] | None, done: int, total: int, listener: Listener) -> None:
+    """Wait until the last case is written, and pass on what there is to say of it."""
+    message = written.result() if written is not None else ""
+    if message or done == total:
+        listener(Progress("cases", done, total, message=message))
 
 
 def settings(options: PredictOptions, choice: Choice) -> dict[str, Any]:

@@ -1,20 +1,23 @@
-"""One case from its files to its label map, and what the manifest says of it; and label maps beside their references."""
+"""One case from its files to the network's grid, and from its prediction to files and what the manifest says of it; and label maps
+beside their references."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from medseg.core.case import Case, CaseRecord, Dataset
+from medseg.core.case import Case, CaseRecord, Dataset, PreparedCase
 from medseg.core.errors import CaseError, WriteError
 from medseg.core.labels import LabelSchema
 from medseg.core.volume import LabelMap
+from medseg.data.preparation import prepare_as_planned
 from medseg.inference.components import ComparedCase
-from medseg.inference.predictor import Prediction, Predictor
+from medseg.inference.description import ModelDescription
+from medseg.inference.predictor import Prediction
 from medseg.io.case import read_case
 from medseg.io.manifest import Entry, peak_memory_bytes, sha256_of
 from medseg.io.masks import mask_names, masks_of
@@ -42,54 +45,96 @@ class Outputs:
         return self.folder / f"{case}.nii.gz"
 
 
-def predict_files(
-    predictor: Predictor,
-    record: CaseRecord,
-    outputs: Outputs,
-    *,
-    allow: Collection[str] = (),
-    draw: Callable[[Case, Prediction], None] | None = None,
-) -> Entry:
-    """Read a case, label it and write what is wanted of it.
+@dataclass(frozen=True, eq=False)
+class ReadCase:
+    """A case in memory.
+
+    Attributes:
+        case: On the grid of its files.
+        prepared: On the network's.
+        seconds: Wall clock of both [s].
+    """
+
+    case: Case
+    prepared: PreparedCase
+    seconds: Mapping[str, float]
+
+    @property
+    def num_bytes(self) -> int:
+        """What both take."""
+        return self.case.image.array.nbytes + self.prepared.image.nbytes
+
+
+def read_for_prediction(description: ModelDescription, record: CaseRecord, allow: Collection[str] = ()) -> ReadCase:
+    """Read a case and bring it to the network's grid.
 
     Args:
-        predictor: A loaded bundle.
+        description: Of the model.
         record: Where the case's files are; its reference, if it has one, is not read.
-        outputs: What to write.
         allow: Codes of problems to go on with when reading.
-        draw: Called with the case and its prediction.
 
     Raises:
-        CaseError: The case cannot be read, predicted or written.
+        CaseError: It cannot be read or prepared.
     """
     marks = [time.perf_counter()]
-    description = predictor.description
     unlabelled = CaseRecord(record.id, record.patient, record.images)
-    dataset = Dataset(description.name, description.modalities, description.labels, (unlabelled,), outputs.folder)
+    dataset = Dataset(description.name, description.modalities, description.labels, (unlabelled,), record.images[0])
     case = read_case(unlabelled, dataset, allow=allow)
     marks.append(time.perf_counter())
-    prediction = predictor.predict_case(case)
+    prepared = prepare_as_planned(case, description.labels, description.plan)
+    marks.append(time.perf_counter())
+    read_s, prepare_s = np.diff(marks).tolist()
+    return ReadCase(case, prepared, {"read": round(read_s, 3), "prepare": round(prepare_s, 3)})
+
+
+def write_prediction(
+    record: CaseRecord,
+    read: ReadCase,
+    prediction: Prediction,
+    schema: LabelSchema,
+    outputs: Outputs,
+    draw: Callable[[Case, Prediction], None] | None = None,
+) -> Entry:
+    """Write what is wanted of a prediction.
+
+    Args:
+        record: Where the case's files are.
+        read: The case.
+        prediction: Of it.
+        schema: The structures of the label map.
+        outputs: What to write.
+        draw: Called with the case and its prediction.
+
+    Returns:
+        What the manifest says of it.
+
+    Raises:
+        CaseError: It cannot be written.
+    """
+    began = time.perf_counter()
     output = outputs.label_map(record.id)
     _write(output, prediction.label_map, overwrite=outputs.overwrite)
-    masks = _write_masks(outputs, record.id, prediction.label_map, predictor.labels) if outputs.masks else {}
+    masks = _write_masks(outputs, record.id, prediction.label_map, schema) if outputs.masks else {}
     if draw is not None:
-        draw(case, prediction)
-    total_s, read_s = time.perf_counter() - marks[0], marks[1] - marks[0]
+        draw(read.case, prediction)
+    hashes = {name: sha256_of([outputs.folder / name]) for name in masks.values()}
+    output_sha256, input_sha256 = sha256_of([output]), sha256_of(record.images)
+    seconds = {**read.seconds, **prediction.seconds, "write": round(time.perf_counter() - began, 3)}
     return Entry(
         id=record.id,
         input=tuple(path.name for path in record.images),
         status="done",
         output=output.name,
         masks=masks,
-        seconds={"read": round(read_s, 3), **prediction.seconds, "total": round(total_s, 3)},
+        seconds={**seconds, "total": round(sum(seconds.values()), 3)},
         peak_memory_bytes=peak_memory_bytes(),
         volume_ml=prediction.volumes_ml,
         mean_hu=prediction.mean_hu,
-        truncated={name: name in prediction.truncated for name in predictor.labels.names},
-        notes=tuple(asdict(note) for note in case.image.notes),
-        input_sha256=sha256_of(record.images),
-        output_sha256=sha256_of([output]),
-        further_sha256={name: sha256_of([outputs.folder / name]) for name in masks.values()},
+        truncated={name: name in prediction.truncated for name in schema.names},
+        notes=tuple(asdict(note) for note in read.case.image.notes),
+        input_sha256=input_sha256,
+        output_sha256=output_sha256,
+        further_sha256=hashes,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -155,17 +155,27 @@ class Predictor:
         Raises:
             CaseError: It cannot be predicted.
         """
-        schema, plan, geometry = self.description.labels, self.description.plan, case.image.geometry
+        began = time.perf_counter()
+        prepared = prepare_as_planned(case, self.description.labels, self.description.plan)
+        prepare_s = round(time.perf_counter() - began, 3)
+        prediction = self.predict_prepared(case, prepared, listener)
+        return replace(prediction, seconds={"prepare": prepare_s, **prediction.seconds})
+
+    def predict_prepared(self, case: Case, prepared: PreparedCase, listener: Listener = silent) -> Prediction:
+        """Label a case that is on the network's grid already, and measure what was found.
+
+        Raises:
+            CaseError: It cannot be predicted.
+        """
+        schema, geometry = self.description.labels, case.image.geometry
         marks = [time.perf_counter()]
-        prepared = prepare_as_planned(case, schema, plan)
-        marks.append(time.perf_counter())
         channels, resolving_s = self._channels(prepared, listener)
         marks.append(time.perf_counter())
         keep_components(channels, geometry.voxel_volume_ml, schema, self.description.components)
         self.selection.apply(channels)
         marks.append(time.perf_counter())
-        prepare_s, predict_s, components_s = np.diff(marks).tolist()
-        stages = {"prepare": prepare_s, "network": predict_s - resolving_s, "resolve": resolving_s + components_s}
+        predict_s, components_s = np.diff(marks).tolist()
+        stages = {"network": predict_s - resolving_s, "resolve": resolving_s + components_s}
         seconds = {stage: round(took_s, 3) for stage, took_s in stages.items()}
         label_map = LabelMap(self.labels.to_values(channels), geometry, case.image.record)
         return Prediction(

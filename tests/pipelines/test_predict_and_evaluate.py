@@ -3,11 +3,14 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+
+from medseg.core.case import CaseRecord
 
 SCAN = "pt_222"
 ORIENTATIONS = ["RAS", "LPS", "LAS", "RPI", "SAR", "PIL", "ASL", "IPR"]
@@ -304,3 +307,47 @@ def test_an_allowed_problem_is_dealt_with_and_told(tmp_path: Path, sample: Path,
     (note,) = entry["notes"]
     assert note["code"] == "read.nonfinite"
     assert "2 voxels" in note["message"]
+
+
+@pytest.mark.parametrize(("free_bytes", "read_meanwhile"), [(0, 1), (2**40, 2)])
+def test_the_next_case_is_read_while_there_is_room(
+    sample: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int, read_meanwhile: int
+) -> None:
+    from medseg.inference.description import describe
+    from medseg.inference.files import ReadCase, read_for_prediction
+    from medseg.io.bundle import read_bundle
+    from medseg.io.case import chosen_cases
+    from pipelines import predict
+
+    monkeypatch.setattr(predict, "free_memory_bytes", lambda: free_bytes)
+    description = describe(read_bundle("head-neck"))
+    records = chosen_cases([sample / "images" / f"pt_{number}.nii.gz" for number in (222, 4)], None, 1)
+    begun: list[str] = []
+    second_is_read = threading.Event()
+
+    def read(record: CaseRecord) -> ReadCase:
+        begun.append(record.id)
+        if len(begun) == 2:
+            second_is_read.set()
+        return read_for_prediction(description, record)
+
+    cases = predict.read_ahead(records, read)
+    first, _ = next(cases)
+    assert second_is_read.wait(timeout=20 if read_meanwhile == 2 else 0.5) == (read_meanwhile == 2)
+    second, reading = next(cases)
+    found = reading.result()
+    assert (first.id, second.id) == ("pt_222", "pt_4")
+    assert found is not None
+    assert found.num_bytes > found.prepared.image.nbytes
+    assert next(cases, None) is None
+
+
+def test_the_order_of_files_changes_no_byte(tmp_path: Path, sample: Path, run_folder: Path, medseg) -> None:
+    scans = sorted((sample / "images").glob("*.nii.gz"))[:3]
+    for out, inputs in (("a", scans), ("b", scans[::-1])):
+        assert medseg("predict", run_folder, *inputs, "--out", tmp_path / out, "--threads", 1).exit_code == 0
+    for scan in scans:
+        assert (tmp_path / "a" / scan.name).read_bytes() == (tmp_path / "b" / scan.name).read_bytes()
+    seconds = json.loads((tmp_path / "a" / "manifest.json").read_text())["cases"][0]["seconds"]
+    assert list(seconds) == ["read", "prepare", "network", "resolve", "write", "total"]
+    assert seconds["total"] == pytest.approx(sum(seconds.values()) - seconds["total"], abs=1e-3)
