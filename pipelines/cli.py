@@ -294,6 +294,10 @@ def predict(
     one_file_each: Annotated[
         bool, typer.Option("--one-file-each", help="Also a binary mask for each structure: NAME/STRUCTURE.nii.gz.")
     ] = False,
+    probabilities: Annotated[
+        bool,
+        typer.Option("--probabilities", help="Also the probabilities of all structures: NAME_probabilities.nii.gz."),
+    ] = False,
     allow: Allow = None,
     preview: Annotated[bool, typer.Option("--preview", help="Also draw the contours on each scan.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
@@ -314,7 +318,7 @@ def predict(
         options = pipeline.PredictOptions(
             out=out, split=split.value if split else None, structures=names_of(structures), device=device, threads=threads,
             tile_batch=tile_batch, overlap=overlap, skip_air=skip_air, tta=tta, one_file_each=one_file_each,
-            allow=codes_of(allow), preview=preview, overwrite=overwrite,
+            probabilities=probabilities, allow=codes_of(allow), preview=preview, overwrite=overwrite,
         )  # fmt: skip
         return pipeline.run(bundle, inputs, options, _display(quiet))
 

@@ -21,6 +21,7 @@ from medseg.io.exclusive import exclusive
 from medseg.io.label_tables import write_label_tables
 from medseg.io.manifest import Entry, Manifest
 from medseg.io.masks import mask_names
+from medseg.io.probabilities import ENDING
 from medseg.io.volume import ALLOWABLE
 from pipelines.outcome import Outcome, exit_code_of
 
@@ -39,6 +40,7 @@ class PredictOptions:
     skip_air: bool = True
     tta: bool = False
     one_file_each: bool = False
+    probabilities: bool = False
     allow: frozenset[str] = frozenset()
     preview: bool = False
     overwrite: bool = False
@@ -61,6 +63,8 @@ def run(bundle: str | Path, inputs: Sequence[Path], options: PredictOptions, lis
         mirrorings(ensemble.descriptions)  # refused before anything is made
     labels = Selection.of(description.labels, options.structures).labels
     records = chosen_cases(inputs, options.split, len(description.modalities))
+    if options.probabilities:
+        check_probability_names(records)
     if options.one_file_each:
         check_mask_folders(labels, records, options.out)
     with exclusive(options.out):
@@ -79,6 +83,15 @@ def check_mask_folders(labels: LabelSchema, records: Sequence[CaseRecord], out: 
             raise ConfigError(
                 f"the masks of {record.id} would be written into {folder}, where its scan is: give another --out"
             )
+
+
+def check_probability_names(records: Sequence[CaseRecord]) -> None:
+    """Refuse a case whose label map would have the name of another's probabilities."""
+    ids = {record.id for record in records}
+    if clashing := sorted(ids & {f"{case}{ENDING}" for case in ids}):
+        raise ConfigError(
+            f"the label map of {clashing[0]} and the probabilities of another case would have one name: use two runs"
+        )
 
 
 def predict_all(
@@ -115,7 +128,7 @@ def predict_one(predictor: Predictor, record: CaseRecord, options: PredictOption
     return predict_files(
         predictor,
         record,
-        Outputs(options.out, options.one_file_each, options.overwrite),
+        Outputs(options.out, options.one_file_each, options.probabilities, options.overwrite),
         allow=options.allow,
         draw=draw if options.preview else None,
     )
@@ -130,6 +143,7 @@ def settings(options: PredictOptions) -> dict[str, Any]:
         "skip_air": options.skip_air,
         "tta": options.tta,
         "one_file_each": options.one_file_each,
+        "probabilities": options.probabilities,
         "threads": options.threads,
         "device": options.device,
         "allow": sorted(options.allow),

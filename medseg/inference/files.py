@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +17,12 @@ from medseg.core.labels import LabelSchema
 from medseg.core.volume import LabelMap
 from medseg.inference.components import ComparedCase
 from medseg.inference.predictor import Prediction, Predictor
+from medseg.inference.probabilities import SURE
 from medseg.io.case import read_case
 from medseg.io.manifest import Entry, peak_memory_bytes, sha256_of
 from medseg.io.masks import mask_names, masks_of
 from medseg.io.nifti import write_label_map
+from medseg.io.probabilities import SUFFIX, write_probabilities
 from medseg.io.references import PredictionFolder, read_prediction, read_reference
 from medseg.io.volume import read_label_map
 
@@ -30,11 +34,13 @@ class Outputs:
     Attributes:
         folder: Of all results.
         masks: A binary mask for each structure too.
+        probabilities: The probabilities of all structures too.
         overwrite: Whether files of these names that differ may be replaced.
     """
 
     folder: Path
     masks: bool = False
+    probabilities: bool = False
     overwrite: bool = False
 
     def label_map(self, case: str) -> Path:
@@ -68,10 +74,11 @@ def predict_files(
     dataset = Dataset(description.name, description.modalities, description.labels, (unlabelled,), outputs.folder)
     case = read_case(unlabelled, dataset, allow=allow)
     marks.append(time.perf_counter())
-    prediction = predictor.predict_case(case)
+    prediction = predictor.predict_case(case, probabilities_in=outputs.folder if outputs.probabilities else None)
     output = outputs.label_map(record.id)
     _write(output, prediction.label_map, overwrite=outputs.overwrite)
     masks = _write_masks(outputs, record.id, prediction.label_map, predictor.labels) if outputs.masks else {}
+    probabilities = _write_probabilities(outputs, record.id, prediction)
     if draw is not None:
         draw(case, prediction)
     total_s, read_s = time.perf_counter() - marks[0], marks[1] - marks[0]
@@ -81,6 +88,7 @@ def predict_files(
         status="done",
         output=output.name,
         masks=masks,
+        probabilities=probabilities,
         seconds={"read": round(read_s, 3), **prediction.seconds, "total": round(total_s, 3)},
         peak_memory_bytes=peak_memory_bytes(),
         volume_ml=prediction.volumes_ml,
@@ -89,7 +97,10 @@ def predict_files(
         notes=tuple(asdict(note) for note in case.image.notes),
         input_sha256=sha256_of(record.images),
         output_sha256=sha256_of([output]),
-        further_sha256={name: sha256_of([outputs.folder / name]) for name in masks.values()},
+        further_sha256={
+            name: sha256_of([outputs.folder / name])
+            for name in (*masks.values(), *([probabilities["output"]] if probabilities else []))
+        },
     )
 
 
@@ -123,6 +134,19 @@ def _write_masks(outputs: Outputs, case: str, label_map: LabelMap, schema: Label
     for name, mask in masks_of(label_map, schema):
         _write(outputs.folder / files[name], mask, overwrite=outputs.overwrite)
     return files
+
+
+def _write_probabilities(outputs: Outputs, case: str, prediction: Prediction) -> dict[str, Any] | None:
+    """The file, by its name in the folder of results, and what its volumes are; None where they are not wanted."""
+    if prediction.probabilities is None:
+        return None
+    with closing(prediction.probabilities) as probabilities:
+        path, grid = outputs.folder / f"{case}{SUFFIX}", prediction.label_map
+        write_probabilities(
+            path, probabilities.volumes(), len(probabilities.names), grid.geometry, grid.record, largest=SURE,
+            overwrite=outputs.overwrite,
+        )  # fmt: skip
+        return {"output": path.name, "volumes": list(probabilities.names)}
 
 
 def _write(output: Path, label_map: LabelMap, *, overwrite: bool) -> None:

@@ -24,7 +24,7 @@ COMMANDS = {
         "--budget", "--device", "--explain", "--explain-memory", "--json", "--memory", "--out", "--quiet", "--set", "--verbose",
     ],
     "predict": [
-        "--allow", "--device", "--json", "--one-file-each", "--out", "--overlap", "--overwrite", "--preview", "--quiet", "--skip-air", "--split", "--structures",
+        "--allow", "--device", "--json", "--one-file-each", "--out", "--overlap", "--overwrite", "--preview", "--probabilities", "--quiet", "--skip-air", "--split", "--structures",
         "--threads", "--tile-batch", "--tta", "--verbose",
     ],
     "tasks": ["--json", "--verbose"],

@@ -109,7 +109,7 @@ def kill_jobs(jobs: dict[str, tuple[list[object], tuple[str, ...]]], tmp_path: P
 
 
 def killed_jobs(tmp_path: Path, sample: Path, run_folder: Path, *more: str) -> dict[str, Any]:
-    predict = ["predict", run_folder, sample, *more, "--one-file-each", "--out"]
+    predict = ["predict", run_folder, sample, *more, "--one-file-each", "--probabilities", "--out"]
     evaluate = ["evaluate", tmp_path / "calm_predict", sample, *more, "--out"]
     return {"predict": (predict, (".nii.gz",)), "evaluate": (evaluate, (".json", ".csv"))}
 
