@@ -286,18 +286,10 @@ def predict(
         ),
     ] = True,
     tta: Annotated[
-        bool,
-        typer.Option(
-            "--tta/--no-tta", help="Look at each window also in the mirror, as in training: twice the time or more."
-        ),
+        bool, typer.Option("--tta/--no-tta", help="Look in the mirror too: twice the time or more.")
     ] = False,
-    one_file_each: Annotated[
-        bool, typer.Option("--one-file-each", help="Also a binary mask for each structure: NAME/STRUCTURE.nii.gz.")
-    ] = False,
-    probabilities: Annotated[
-        bool,
-        typer.Option("--probabilities", help="Also the probabilities of all structures: NAME_probabilities.nii.gz."),
-    ] = False,
+    one_file_each: Annotated[bool, typer.Option("--one-file-each", help="Also NAME/STRUCTURE.nii.gz: masks.")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also NAME_probabilities.nii.gz.")] = False,
     allow: Allow = None,
     preview: Annotated[bool, typer.Option("--preview", help="Also draw the contours on each scan.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,

@@ -9,7 +9,6 @@ from typing import Any
 
 from medseg.core.case import Case, CaseRecord, Split
 from medseg.core.errors import CaseError, ConfigError
-from medseg.core.labels import LabelSchema
 from medseg.core.progress import Listener, Progress, silent
 from medseg.core.selection import Selection
 from medseg.inference.ensemble import Ensemble, open_ensemble
@@ -20,8 +19,6 @@ from medseg.io.case import chosen_cases
 from medseg.io.exclusive import exclusive
 from medseg.io.label_tables import write_label_tables
 from medseg.io.manifest import Entry, Manifest
-from medseg.io.masks import mask_names
-from medseg.io.probabilities import ENDING
 from medseg.io.volume import ALLOWABLE
 from pipelines.outcome import Outcome, exit_code_of
 
@@ -63,10 +60,7 @@ def run(bundle: str | Path, inputs: Sequence[Path], options: PredictOptions, lis
         mirrorings(ensemble.descriptions)  # refused before anything is made
     labels = Selection.of(description.labels, options.structures).labels
     records = chosen_cases(inputs, options.split, len(description.modalities))
-    if options.probabilities:
-        check_probability_names(records)
-    if options.one_file_each:
-        check_mask_folders(labels, records, options.out)
+    outputs(options).check(records, labels)
     with exclusive(options.out):
         write_label_tables(options.out, labels)
         manifest = Manifest.open(options.out, ensemble.hash, settings(options))
@@ -83,15 +77,6 @@ def check_mask_folders(labels: LabelSchema, records: Sequence[CaseRecord], out: 
             raise ConfigError(
                 f"the masks of {record.id} would be written into {folder}, where its scan is: give another --out"
             )
-
-
-def check_probability_names(records: Sequence[CaseRecord]) -> None:
-    """Refuse a case whose label map would have the name of another's probabilities."""
-    ids = {record.id for record in records}
-    if clashing := sorted(ids & {f"{case}{ENDING}" for case in ids}):
-        raise ConfigError(
-            f"the label map of {clashing[0]} and the probabilities of another case would have one name: use two runs"
-        )
 
 
 def predict_all(
@@ -128,10 +113,15 @@ def predict_one(predictor: Predictor, record: CaseRecord, options: PredictOption
     return predict_files(
         predictor,
         record,
-        Outputs(options.out, options.one_file_each, options.probabilities, options.overwrite),
+        outputs(options),
         allow=options.allow,
         draw=draw if options.preview else None,
     )
+
+
+def outputs(options: PredictOptions) -> Outputs:
+    """What is written of each case."""
+    return Outputs(options.out, options.one_file_each, options.probabilities, options.overwrite)
 
 
 def settings(options: PredictOptions) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from medseg.core.case import Case, CaseRecord, Dataset
-from medseg.core.errors import CaseError, WriteError
+from medseg.core.errors import CaseError, ConfigError, WriteError
 from medseg.core.labels import LabelSchema
 from medseg.core.volume import LabelMap
 from medseg.inference.components import ComparedCase
@@ -22,7 +22,7 @@ from medseg.io.case import read_case
 from medseg.io.manifest import Entry, peak_memory_bytes, sha256_of
 from medseg.io.masks import mask_names, masks_of
 from medseg.io.nifti import write_label_map
-from medseg.io.probabilities import SUFFIX, write_probabilities
+from medseg.io.probabilities import ENDING, SUFFIX, write_probabilities
 from medseg.io.references import PredictionFolder, read_prediction, read_reference
 from medseg.io.volume import read_label_map
 
@@ -46,6 +46,26 @@ class Outputs:
     def label_map(self, case: str) -> Path:
         """The label map of a case."""
         return self.folder / f"{case}.nii.gz"
+
+    def check(self, records: Sequence[CaseRecord], labels: LabelSchema) -> None:
+        """Refuse files that would fall on each other, or among the slices of a scan, before any work.
+
+        Args:
+            records: The cases.
+            labels: The structures that will be written.
+
+        Raises:
+            ConfigError: Two have one name, or masks would lie where a scan is.
+        """
+        names = {record.id for record in records}
+        if self.probabilities and (clashing := sorted(names & {f"{name}{ENDING}" for name in names})):
+            raise ConfigError(
+                f"the label map of {clashing[0]} and the probabilities of another case would have one name: use two runs"
+            )
+        if self.masks:
+            mask_names(labels)
+            for record in records:
+                _check_folder((self.folder / record.id).resolve(), record)
 
 
 def predict_files(
@@ -102,6 +122,13 @@ def predict_files(
             for name in (*masks.values(), *([probabilities["output"]] if probabilities else []))
         },
     )
+
+
+def _check_folder(folder: Path, record: CaseRecord) -> None:
+    if any(folder in (image.resolve(), image.resolve().parent) for image in record.images):
+        raise ConfigError(
+            f"the masks of {record.id} would be written into {folder}, where its scan is: give another --out"
+        )
 
 
 def compared_cases(dataset: Dataset, predictions: PredictionFolder) -> Iterator[ComparedCase]:

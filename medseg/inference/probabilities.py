@@ -85,9 +85,9 @@ class _Spool:
         try:
             self.file.seek(self.end)
             for array in arrays:
-                places.append(
-                    places[-1] + (self.file.write(zlib.compress(array.tobytes(), PACKING_LEVEL)) if array.any() else 0)
-                )
+                content = zlib.compress(array.tobytes(), PACKING_LEVEL) if array.any() else b""
+                self.file.write(content)
+                places.append(places[-1] + len(content))
             self.file.flush()
         except OSError as error:
             raise explained(error, self.folder) from error
@@ -146,7 +146,7 @@ class Probabilities(ABC):
         """The next plane of the network's grid; what lies between it and the one before is kept."""
 
     @abstractmethod
-    def _insert(self, where: Any, values: UInt16[np.ndarray, ...], volume_IJK: UInt16[np.ndarray, IJK]) -> None:
+    def _insert(self, where: Any, values: UInt16[np.ndarray, ANY], volume_IJK: UInt16[np.ndarray, IJK]) -> None:
         """Write a piece to its place in a volume of the file's grid."""
 
     def _keep(self, where: Any, values: UInt16[np.ndarray, "logits ..."]) -> None:
@@ -155,7 +155,7 @@ class Probabilities(ABC):
         self.pieces.append(_Piece(where, values.shape[1:], places))
 
     def volumes(self) -> Iterator[UInt16[np.ndarray, IJK]]:
-        """The volume of each of :attr:`names`, one after the other, on the file's grid. Where nothing was looked at: background."""
+        """The volume of each of :attr:`names`, one after the other, on the file's grid. Where no plane came: background."""
         self.before = None
         for number, name in enumerate(self.names):
             volume = np.full(self.shape_ijk, SURE if name == BACKGROUND else 0, np.uint16)
@@ -208,7 +208,7 @@ class UprightProbabilities(Probabilities):
                 plane += weight * (logits_CRK if source == number else self.before)
         return plane
 
-    def _insert(self, where: Any, values: UInt16[np.ndarray, ...], volume_IJK: UInt16[np.ndarray, IJK]) -> None:
+    def _insert(self, where: Any, values: UInt16[np.ndarray, ANY], volume_IJK: UInt16[np.ndarray, IJK]) -> None:
         planes = np.moveaxis(self.mapping.in_network_axes(volume_IJK)[self.inside], self.walk_axis, 0)
         planes[where] = values
 
@@ -260,7 +260,7 @@ class ShearedProbabilities(Probabilities):
             place = self.spool.put([points_2N[:, part].astype(np.int32)]).tolist()
             self._keep((k, *place, logits_CN.shape[1]), probabilities_of(logits_CN, self.activation))
 
-    def _insert(self, where: Any, values: UInt16[np.ndarray, ...], volume_IJK: UInt16[np.ndarray, IJK]) -> None:
+    def _insert(self, where: Any, values: UInt16[np.ndarray, ANY], volume_IJK: UInt16[np.ndarray, IJK]) -> None:
         k, start, stop, num_points = where
         i, j = self.spool.get(start, stop, np.int32, (2, num_points))
         volume_IJK[i, j, k] = values

@@ -174,6 +174,20 @@ def test_a_full_disk_is_told_and_more_space_completes(name, tmp_path, sample, sm
         assert not list(out.rglob(f"{TEMPORARY}*"))
 
 
+def test_a_disk_that_is_full_of_probabilities_is_told(tmp_path, sample, run_folder) -> None:
+    """There is room for the label map, but not for what probabilities are put together from."""
+    scan = sample / "images" / "pt_222.nii.gz"
+    with disk(tmp_path / "disk", "size=512k") as small:
+        command = ["predict", run_folder, scan, "--probabilities", "--out", small / "out"]
+        process = finished(*command)
+        assert process.returncode == 7, process.complaint
+        assert "disk is full" in process.complaint
+        assert_whole(small)
+        subprocess.run(["mount", "-o", "remount,size=100m", small], check=True)
+        assert finished(*command).returncode == 0
+        assert not list(small.rglob(f"{TEMPORARY}*"))
+
+
 @pytest.mark.parametrize("name", ["predict", "train", "evaluate", "plan", "init", "convert", "check"])
 def test_a_read_only_folder_is_told(name, tmp_path, sample, smoke, run_folder) -> None:
     with disk(tmp_path / "disk", "ro,size=1m") as small:
