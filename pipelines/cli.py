@@ -290,14 +290,10 @@ def predict(
         ),
     ] = True,
     tta: Annotated[
-        bool,
-        typer.Option(
-            "--tta/--no-tta", help="Look at each window also in the mirror, as in training: twice the time or more."
-        ),
+        bool, typer.Option("--tta/--no-tta", help="Look in the mirror too: twice the time or more.")
     ] = False,
-    one_file_each: Annotated[
-        bool, typer.Option("--one-file-each", help="Also a binary mask for each structure: NAME/STRUCTURE.nii.gz.")
-    ] = False,
+    one_file_each: Annotated[bool, typer.Option("--one-file-each", help="Also NAME/STRUCTURE.nii.gz: masks.")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also NAME_probabilities.nii.gz.")] = False,
     allow: Allow = None,
     preview: Annotated[bool, typer.Option("--preview", help="Also draw the contours on each scan.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
@@ -318,8 +314,8 @@ def predict(
         options = pipeline.PredictOptions(
             out=out, split=split.value if split else None, structures=names_of(structures), device=device,
             runtime=runtime.value, threads=threads, tile_batch=tile_batch, overlap=overlap, skip_air=skip_air, tta=tta,
-            one_file_each=one_file_each,
-            allow=codes_of(allow), preview=preview, overwrite=overwrite,
+            one_file_each=one_file_each, probabilities=probabilities, allow=codes_of(allow), preview=preview,
+            overwrite=overwrite,
         )  # fmt: skip
         return pipeline.run(bundle, inputs, options, _display(quiet))
 

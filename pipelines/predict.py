@@ -11,7 +11,6 @@ from typing import Any
 
 from medseg.core.case import Case, CaseRecord, Split
 from medseg.core.errors import CaseError, ConfigError
-from medseg.core.labels import LabelSchema
 from medseg.core.memory import free_memory_bytes
 from medseg.core.progress import Listener, Progress, silent
 from medseg.core.selection import Selection
@@ -24,7 +23,6 @@ from medseg.io.case import chosen_cases
 from medseg.io.exclusive import exclusive
 from medseg.io.label_tables import write_label_tables
 from medseg.io.manifest import Entry, Manifest
-from medseg.io.masks import mask_names
 from medseg.io.volume import ALLOWABLE
 from pipelines.outcome import Outcome, exit_code_of
 
@@ -47,6 +45,7 @@ class PredictOptions:
     skip_air: bool = True
     tta: bool = False
     one_file_each: bool = False
+    probabilities: bool = False
     allow: frozenset[str] = frozenset()
     preview: bool = False
     overwrite: bool = False
@@ -69,8 +68,7 @@ def run(bundle: str | Path, inputs: Sequence[Path], options: PredictOptions, lis
         mirrorings(ensemble.descriptions)  # refused before anything is made
     labels = Selection.of(description.labels, options.structures).labels
     records = chosen_cases(inputs, options.split, len(description.modalities))
-    if options.one_file_each:
-        check_mask_folders(labels, records, options.out)
+    outputs(options).check(records, labels)
     with exclusive(options.out):
         write_label_tables(options.out, labels)
         choice = choose_runtime(ensemble, options.runtime, options.device, options.threads, listener)
@@ -119,7 +117,8 @@ def predict_all(
                     job = partial(skip, record, manifest)
                 else:  # loading takes seconds that an all-skipped run need not pay
                     predictor = predictor or load(ensemble, choice, options)
-                    prediction = predictor.predict_prepared(case.case, case.prepared)
+                    spool = options.out if options.probabilities else None
+                    prediction = predictor.predict_prepared(case.case, case.prepared, probabilities_in=spool)
                     job = partial(write, record, case, prediction, predictor, manifest, options)
             except CaseError as error:
                 job = partial(fail, record, error, manifest)
@@ -177,11 +176,9 @@ def write(
         path = options.out / "previews" / f"{case.id}.png"
         draw_preview(path, case, prediction.label_map, predictor.labels, predictor.description.modalities[0])
 
-    outputs = Outputs(options.out, options.one_file_each, options.overwrite)
+    drawing = draw if options.preview else None
     try:
-        manifest.add(
-            write_prediction(record, case, prediction, predictor.labels, outputs, draw if options.preview else None)
-        )
+        manifest.add(write_prediction(record, case, prediction, predictor.labels, outputs(options), drawing))
     except CaseError as error:
         return fail(record, error, manifest)
     return ""
@@ -194,6 +191,11 @@ def tell(written: Future[str] | None, done: int, total: int, listener: Listener)
         listener(Progress("cases", done, total, message=message))
 
 
+def outputs(options: PredictOptions) -> Outputs:
+    """What is written of each case."""
+    return Outputs(options.out, options.one_file_each, options.probabilities, options.overwrite)
+
+
 def settings(options: PredictOptions, choice: Choice) -> dict[str, Any]:
     """What decides the bytes of an output besides the input and the bundle."""
     return {
@@ -203,6 +205,7 @@ def settings(options: PredictOptions, choice: Choice) -> dict[str, Any]:
         "skip_air": options.skip_air,
         "tta": options.tta,
         "one_file_each": options.one_file_each,
+        "probabilities": options.probabilities,
         "runtime": choice.title,
         "device": choice.device,
         "threads": choice.num_threads,

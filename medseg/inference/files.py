@@ -4,24 +4,28 @@ beside their references."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medseg.core.case import Case, CaseRecord, Dataset, PreparedCase
-from medseg.core.errors import CaseError, WriteError
+from medseg.core.errors import CaseError, ConfigError, WriteError
 from medseg.core.labels import LabelSchema
 from medseg.core.volume import LabelMap
 from medseg.data.preparation import prepare_as_planned
 from medseg.inference.components import ComparedCase
 from medseg.inference.description import ModelDescription
 from medseg.inference.predictor import Prediction
+from medseg.inference.probabilities import SURE
 from medseg.io.case import read_case
 from medseg.io.manifest import Entry, peak_memory_bytes, sha256_of
 from medseg.io.masks import mask_names, masks_of
 from medseg.io.nifti import write_label_map
+from medseg.io.probabilities import ENDING, SUFFIX, write_probabilities
 from medseg.io.references import PredictionFolder, read_prediction, read_reference
 from medseg.io.volume import read_label_map
 
@@ -33,16 +37,38 @@ class Outputs:
     Attributes:
         folder: Of all results.
         masks: A binary mask for each structure too.
+        probabilities: The probabilities of all structures too.
         overwrite: Whether files of these names that differ may be replaced.
     """
 
     folder: Path
     masks: bool = False
+    probabilities: bool = False
     overwrite: bool = False
 
     def label_map(self, case: str) -> Path:
         """The label map of a case."""
         return self.folder / f"{case}.nii.gz"
+
+    def check(self, records: Sequence[CaseRecord], labels: LabelSchema) -> None:
+        """Refuse files that would fall on each other, or among the slices of a scan, before any work.
+
+        Args:
+            records: The cases.
+            labels: The structures that will be written.
+
+        Raises:
+            ConfigError: Two have one name, or masks would lie where a scan is.
+        """
+        names = {record.id for record in records}
+        if self.probabilities and (clashing := sorted(names & {f"{name}{ENDING}" for name in names})):
+            raise ConfigError(
+                f"the label map of {clashing[0]} and the probabilities of another case would have one name: use two runs"
+            )
+        if self.masks:
+            mask_names(labels)
+            for record in records:
+                _check_folder((self.folder / record.id).resolve(), record)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +141,11 @@ def write_prediction(
     output = outputs.label_map(record.id)
     _write(output, prediction.label_map, overwrite=outputs.overwrite)
     masks = _write_masks(outputs, record.id, prediction.label_map, schema) if outputs.masks else {}
+    probabilities = _write_probabilities(outputs, record.id, prediction)
     if draw is not None:
         draw(read.case, prediction)
-    hashes = {name: sha256_of([outputs.folder / name]) for name in masks.values()}
+    further = (*masks.values(), *([probabilities["output"]] if probabilities else []))
+    hashes = {name: sha256_of([outputs.folder / name]) for name in further}
     output_sha256, input_sha256 = sha256_of([output]), sha256_of(record.images)
     seconds = {**read.seconds, **prediction.seconds, "write": round(time.perf_counter() - began, 3)}
     return Entry(
@@ -126,6 +154,7 @@ def write_prediction(
         status="done",
         output=output.name,
         masks=masks,
+        probabilities=probabilities,
         seconds={**seconds, "total": round(sum(seconds.values()), 3)},
         peak_memory_bytes=peak_memory_bytes(),
         volume_ml=prediction.volumes_ml,
@@ -136,6 +165,13 @@ def write_prediction(
         output_sha256=output_sha256,
         further_sha256=hashes,
     )
+
+
+def _check_folder(folder: Path, record: CaseRecord) -> None:
+    if any(folder in (image.resolve(), image.resolve().parent) for image in record.images):
+        raise ConfigError(
+            f"the masks of {record.id} would be written into {folder}, where its scan is: give another --out"
+        )
 
 
 def compared_cases(dataset: Dataset, predictions: PredictionFolder) -> Iterator[ComparedCase]:
@@ -168,6 +204,19 @@ def _write_masks(outputs: Outputs, case: str, label_map: LabelMap, schema: Label
     for name, mask in masks_of(label_map, schema):
         _write(outputs.folder / files[name], mask, overwrite=outputs.overwrite)
     return files
+
+
+def _write_probabilities(outputs: Outputs, case: str, prediction: Prediction) -> dict[str, Any] | None:
+    """The file, by its name in the folder of results, and what its volumes are; None where they are not wanted."""
+    if prediction.probabilities is None:
+        return None
+    with closing(prediction.probabilities) as probabilities:
+        path, grid = outputs.folder / f"{case}{SUFFIX}", prediction.label_map
+        write_probabilities(
+            path, probabilities.volumes(), len(probabilities.names), grid.geometry, grid.record, largest=SURE,
+            overwrite=outputs.overwrite,
+        )  # fmt: skip
+        return {"output": path.name, "volumes": list(probabilities.names)}
 
 
 def _write(output: Path, label_map: LabelMap, *, overwrite: bool) -> None:

@@ -23,6 +23,7 @@ from medseg.inference.components import keep_components
 from medseg.inference.description import ModelDescription
 from medseg.inference.ensemble import Ensemble, open_ensemble
 from medseg.inference.measures import mean_hu, truncated, volumes_ml
+from medseg.inference.probabilities import Probabilities, collect_probabilities
 from medseg.inference.resolve import channel_dtype, make_resolver
 from medseg.inference.runtime import Runtime
 from medseg.inference.runtimes.choice import Choice, Wanted, choose_runtime, open_runtime
@@ -41,6 +42,7 @@ class Prediction:
         volumes_ml: Of each structure; a region's is that of all voxels that belong to it.
         mean_hu: Of each structure in the first CT channel; None where it was not found, or nothing is CT.
         truncated: Structures that touch an edge of the scan: the volume is that of the visible part.
+        probabilities: Where they were asked for.
     """
 
     label_map: LabelMap
@@ -48,6 +50,7 @@ class Prediction:
     volumes_ml: Mapping[str, float]
     mean_hu: Mapping[str, float | None]
     truncated: tuple[str, ...]
+    probabilities: Probabilities | None = None
 
 
 class Predictor:
@@ -149,8 +152,13 @@ class Predictor:
         case = Case("image", volume, None, self.description.labels.annotated_channels(None))
         return self.predict_case(case).label_map
 
-    def predict_case(self, case: Case, listener: Listener = silent) -> Prediction:
+    def predict_case(self, case: Case, listener: Listener = silent, probabilities_in: Path | None = None) -> Prediction:
         """Label a case and measure what was found.
+
+        Args:
+            case: Its reference is not looked at.
+            listener: Hears of the progress.
+            probabilities_in: A folder in which probabilities are kept until they are written; None: they are not wanted.
 
         Raises:
             CaseError: It cannot be predicted.
@@ -158,18 +166,24 @@ class Predictor:
         began = time.perf_counter()
         prepared = prepare_as_planned(case, self.description.labels, self.description.plan)
         prepare_s = round(time.perf_counter() - began, 3)
-        prediction = self.predict_prepared(case, prepared, listener)
+        prediction = self.predict_prepared(case, prepared, listener, probabilities_in)
         return replace(prediction, seconds={"prepare": prepare_s, **prediction.seconds})
 
-    def predict_prepared(self, case: Case, prepared: PreparedCase, listener: Listener = silent) -> Prediction:
-        """Label a case that is on the network's grid already, and measure what was found.
+    def predict_prepared(
+        self,
+        case: Case,
+        prepared: PreparedCase,
+        listener: Listener = silent,
+        probabilities_in: Path | None = None,
+    ) -> Prediction:
+        """Label a case that is on the network's grid already, and measure what was found; see :meth:`predict_case`.
 
         Raises:
             CaseError: It cannot be predicted.
         """
         schema, geometry = self.description.labels, case.image.geometry
         marks = [time.perf_counter()]
-        channels, resolving_s = self._channels(prepared, listener)
+        channels, resolving_s, probabilities = self._channels(prepared, listener, probabilities_in)
         marks.append(time.perf_counter())
         keep_components(channels, geometry.voxel_volume_ml, schema, self.description.components)
         self.selection.apply(channels)
@@ -184,10 +198,13 @@ class Predictor:
             volumes_ml(channels, geometry, self.labels),
             mean_hu(channels, case.image, self.description.modalities, self.labels),
             truncated(channels, self.labels),
+            probabilities,
         )
 
-    def _channels(self, prepared: PreparedCase, listener: Listener) -> tuple[Integer[np.ndarray, IJK], float]:
-        """Channel numbers on the file's grid, decided plane by plane, and how long resolving took [s]."""
+    def _channels(
+        self, prepared: PreparedCase, listener: Listener, probabilities_in: Path | None
+    ) -> tuple[Integer[np.ndarray, IJK], float, Probabilities | None]:
+        """Channel numbers on the file's grid, decided plane by plane, how long resolving took [s], and probabilities."""
         body = self._body(prepared)
         shape = prepared.geometry.shape_ijk
         box = whole_image(shape) if body is None else body.box(self.sliding.window_ijk)
@@ -196,6 +213,11 @@ class Predictor:
         mapping = GridMapping.of(prepared)
         channels = np.zeros(mapping.file_shape_ijk, channel_dtype(self.description.labels.num_channels))
         resolver = make_resolver(mapping, self.description.decision, grid.walk_axis, box, shape, channels)
+        probabilities = None
+        if probabilities_in is not None:
+            probabilities = collect_probabilities(
+                self.description, self.labels.names, probabilities_in, mapping, grid.walk_axis, box, shape
+            )
         image_CIJK = prepared.image[(slice(None), *box.to_slices())]
         resolving_s = 0.0
         outside = lowest_values(prepared.image)  # of the whole image, wherever the body lies
@@ -203,8 +225,10 @@ class Predictor:
         for number, logits in planes:
             began = time.perf_counter()
             resolver.add(number, logits)
+            if probabilities is not None:
+                probabilities.add(number, logits)
             resolving_s += time.perf_counter() - began
-        return channels, resolving_s
+        return channels, resolving_s, probabilities
 
     def _body(self, prepared: PreparedCase) -> Body | None:
         """What has to be looked at; None: everything."""

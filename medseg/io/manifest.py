@@ -30,6 +30,7 @@ class Entry:
         status: ``skipped``: an earlier run made the output from the same input, bundle and settings.
         output: Name of the label map; None where there is none.
         masks: Of each structure, where masks were asked for: name of the file, from the folder of the manifest.
+        probabilities: Where they were asked for: ``output``, the name of the file, and ``volumes``, whose they are in order.
         error: ``code`` and ``message`` of a failure.
         seconds: Wall clock of each stage [s].
         peak_memory_bytes: Of the process until then.
@@ -47,6 +48,7 @@ class Entry:
     status: Status
     output: str | None = None
     masks: Mapping[str, str] = field(default_factory=dict)
+    probabilities: Mapping[str, Any] | None = None
     error: Mapping[str, str] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None

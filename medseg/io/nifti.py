@@ -102,7 +102,7 @@ def write_label_map(path: str | Path, label_map: LabelMap, *, overwrite: bool = 
     def write(temporary: Path) -> None:
         """Plane by plane: packed at once, a whole label map would lie in memory three times more."""
         no_extensions = bytes(4)
-        with temporary.open("wb") as file, _packed(path, file) as packed:
+        with temporary.open("wb") as file, packed_file(path, file) as packed:
             packed.write(bytes(header.binaryblock) + no_extensions)
             for plane in range(array.shape[2]):
                 packed.write(array[..., plane].tobytes(order="F"))
@@ -118,7 +118,7 @@ def write_label_map(path: str | Path, label_map: LabelMap, *, overwrite: bool = 
     write_atomically(path, write, check=check, overwrite=overwrite)
 
 
-def _packed(path: Path, file: IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+def packed_file(path: Path, file: IO[bytes]) -> AbstractContextManager[IO[bytes]]:
     """What packs the bytes of a file, if its name says that they are packed."""
     if path.name.lower().endswith(".gz"):
         return cast(AbstractContextManager[IO[bytes]], gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0))
@@ -126,16 +126,33 @@ def _packed(path: Path, file: IO[bytes]) -> AbstractContextManager[IO[bytes]]:
 
 
 def _label_header(label_map: LabelMap, path: Path) -> Any:
-    """By hand: nibabel's images correct odd headers, which here are to stay as they are."""
-    record, array, affine = label_map.record, label_map.array, label_map.geometry.affine_ras
-    if array.min() < 0:
+    if label_map.array.min() < 0:
         raise WriteError(f"{path.name} would hold negative labels", code="write.header")
+    return result_header(label_map.array.shape, label_map.array.dtype, label_map.geometry, label_map.record, path)
+
+
+def result_header(
+    shape: tuple[int, ...], dtype: np.dtype[Any], geometry: Geometry, record: GridRecord | None, path: Path
+) -> Any:
+    """The header of a result on a scan's grid, by hand: nibabel's images correct odd headers, which here are to stay as they are.
+
+    Args:
+        shape: Of the array: the grid's, and perhaps a fourth axis.
+        dtype: Of the array.
+        geometry: The grid.
+        record: The scan's own words on it.
+        path: For messages.
+
+    Raises:
+        WriteError: A NIfTI file cannot hold such an array.
+    """
+    affine = geometry.affine_ras
     header = nib.Nifti1Header(endianness="<")
     try:
-        header.set_data_shape(array.shape)
-        header.set_data_dtype(array.dtype)
+        header.set_data_shape(shape)
+        header.set_data_dtype(dtype)
         if record is None:
-            header.set_zooms(label_map.geometry.spacing_ijk_mm)
+            header.set_zooms((*geometry.spacing_ijk_mm, 1.0)[: len(shape)])
             header.set_xyzt_units("mm")
             header.set_qform(affine, 1)
             header.set_sform(affine, 1)

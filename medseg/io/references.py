@@ -19,6 +19,7 @@ from medseg.io.dataset import is_dataset, labels_of, read_dataset
 from medseg.io.dataset_document import mistaken, read_json
 from medseg.io.dataset_nnunet import labels_of_nnunet
 from medseg.io.label_tables import JSON, read_label_schema
+from medseg.io.probabilities import ENDING
 from medseg.io.volume import MAX_LABEL, has_volume_suffix, read_label_map, stem_of
 
 
@@ -115,7 +116,7 @@ def references_of(references: Path, split: Split | None, schema: LabelSchema | N
 
 
 def label_maps_in(folder: Path) -> dict[str, list[Path]]:
-    """Volume files by their name without suffix, in alphabetical order; hidden files are none.
+    """Volume files by their name without suffix, in alphabetical order; hidden files are none, nor probabilities beside theirs.
 
     Raises:
         ConfigError: There is no such folder.
@@ -127,7 +128,8 @@ def label_maps_in(folder: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
     for path in paths:
         files.setdefault(stem_of(path), []).append(path)
-    return files
+    beside = {f"{case}{ENDING}" for case in files}
+    return {case: found for case, found in files.items() if case not in beside}
 
 
 def read_labels(path: Path) -> LabelSchema:

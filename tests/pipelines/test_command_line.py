@@ -25,8 +25,8 @@ COMMANDS = {
         "--budget", "--device", "--explain", "--explain-memory", "--json", "--memory", "--out", "--quiet", "--set", "--verbose",
     ],
     "predict": [
-        "--allow", "--device", "--json", "--one-file-each", "--out", "--overlap", "--overwrite", "--preview", "--quiet", "--runtime",
-        "--skip-air", "--split", "--structures", "--threads", "--tile-batch", "--tta", "--verbose",
+        "--allow", "--device", "--json", "--one-file-each", "--out", "--overlap", "--overwrite", "--preview", "--probabilities", "--quiet",
+        "--runtime", "--skip-air", "--split", "--structures", "--threads", "--tile-batch", "--tta", "--verbose",
     ],
     "tasks": ["--json", "--verbose"],
     "train": [

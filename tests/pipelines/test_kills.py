@@ -109,7 +109,7 @@ def kill_jobs(jobs: dict[str, tuple[list[object], tuple[str, ...]]], tmp_path: P
 
 
 def killed_jobs(tmp_path: Path, sample: Path, run_folder: Path, *more: str) -> dict[str, Any]:
-    predict = ["predict", run_folder, sample, *more, "--one-file-each", "--out"]
+    predict = ["predict", run_folder, sample, *more, "--one-file-each", "--probabilities", "--out"]
     evaluate = ["evaluate", tmp_path / "calm_predict", sample, *more, "--out"]
     return {"predict": (predict, (".nii.gz",)), "evaluate": (evaluate, (".json", ".csv"))}
 
@@ -172,6 +172,20 @@ def test_a_full_disk_is_told_and_more_space_completes(name, tmp_path, sample, sm
         process = finished(*again)
         assert process.returncode == 0, process.complaint
         assert not list(out.rglob(f"{TEMPORARY}*"))
+
+
+def test_a_disk_that_is_full_of_probabilities_is_told(tmp_path, sample, run_folder) -> None:
+    """There is room for the label map, but not for what probabilities are put together from."""
+    scan = sample / "images" / "pt_222.nii.gz"
+    with disk(tmp_path / "disk", "size=512k") as small:
+        command = ["predict", run_folder, scan, "--probabilities", "--out", small / "out"]
+        process = finished(*command)
+        assert process.returncode == 7, process.complaint
+        assert "disk is full" in process.complaint
+        assert_whole(small)
+        subprocess.run(["mount", "-o", "remount,size=100m", small], check=True)
+        assert finished(*command).returncode == 0
+        assert not list(small.rglob(f"{TEMPORARY}*"))
 
 
 @pytest.mark.parametrize("name", ["predict", "train", "evaluate", "plan", "init", "convert", "check"])

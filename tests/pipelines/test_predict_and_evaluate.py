@@ -205,6 +205,68 @@ def test_a_file_for_each_structure_is_written_checked_and_skipped_as_label_maps_
     assert [path.name for path in (tmp_path / "few" / "pt_222").iterdir()] == ["larynx.nii.gz"]
 
 
+def test_probabilities_say_what_the_labels_say(tmp_path: Path, scans: Path, run_folder: Path, medseg) -> None:
+    out = tmp_path / "out"
+
+    def predict(*options: object):
+        return medseg(
+            "predict", run_folder, scans / "pt_222.nii.gz", "--out", out, "--probabilities", "--json", *options
+        )
+
+    assert predict().json["done"] == 1
+    (entry,) = json.loads((out / "manifest.json").read_text())["cases"]
+    path, names = out / entry["probabilities"]["output"], entry["probabilities"]["volumes"]
+    assert (path.name, names) == ("pt_222_probabilities.nii.gz", ["background", *entry["volume_ml"]])
+    label_map, probabilities = nib.load(out / "pt_222.nii.gz"), nib.load(path)
+    assert probabilities.shape == (*label_map.shape, len(names))
+    np.testing.assert_array_equal(probabilities.affine, label_map.affine)
+    for key in ("qform_code", "sform_code", "xyzt_units", "srow_x"):
+        np.testing.assert_array_equal(probabilities.header[key], label_map.header[key])
+    values = probabilities.get_fdata()
+    np.testing.assert_allclose(values.sum(axis=-1), 1, atol=len(names) / 65535)
+    best = np.sort(values, axis=-1)
+    is_clear = best[..., -1] - best[..., -2] > 3 / 65535
+    assert is_clear.mean() > 0.9
+    schema = json.loads((out / "labels.json").read_text())
+    by_channel = np.array([0, *(schema[name]["value"] for name in names[1:])])
+    np.testing.assert_array_equal(by_channel[values.argmax(axis=-1)][is_clear], np.asarray(label_map.dataobj)[is_clear])
+    assert predict().json["skipped"] == 1
+    content = path.read_bytes()
+    path.unlink()
+    assert predict().json["done"] == 1
+    assert path.read_bytes() == content
+    path.write_bytes(b"altered by somebody")
+    assert predict().json["errors"]["pt_222"]["code"] == "write.exists"
+    assert predict("--overwrite").json["done"] == 1
+    assert path.read_bytes() == content
+    assert not list(out.glob(".medseg*"))
+    few = medseg(
+        "predict",
+        run_folder,
+        scans / "pt_222.nii.gz",
+        "--out",
+        tmp_path / "few",
+        "--probabilities",
+        "--structures",
+        "larynx",
+    )
+    assert few.exit_code == 0
+    kept = nib.load(tmp_path / "few" / path.name).get_fdata()
+    np.testing.assert_array_equal(kept, values[..., [0, names.index("larynx")]])
+    scores = medseg("evaluate", out, out, "--json")
+    assert (scores.exit_code, set(scores.json["cases"])) == (0, {"pt_222"}), "probabilities are no label maps"
+
+
+def test_probabilities_do_not_get_the_name_of_a_label_map(
+    tmp_path: Path, scans: Path, run_folder: Path, medseg
+) -> None:
+    shutil.copy(scans / "pt_4.nii.gz", scans / "pt_4_probabilities.nii.gz")
+    answer = medseg("predict", run_folder, scans, "--out", tmp_path / "out", "--probabilities")
+    assert answer.exit_code == 2
+    assert "would have one name" in " ".join(answer.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_masks_do_not_go_where_a_scan_is(tmp_path: Path, scans: Path, run_folder: Path, medseg) -> None:
     (tmp_path / "pt_4").mkdir()
     shutil.copy(scans / "pt_4.nii.gz", tmp_path / "pt_4")

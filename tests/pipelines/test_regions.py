@@ -100,7 +100,9 @@ def test_training_learns_the_regions_and_leaves_ignored_voxels_out(trained: Path
 def test_predictions_are_written_with_the_innermost_value_and_measured_by_region(
     tmp_path: Path, medseg, dataset: Path, trained: Path
 ) -> None:
-    answer = medseg("predict", trained, dataset, "--out", tmp_path / "predictions", "--one-file-each")
+    answer = medseg(
+        "predict", trained, dataset, "--out", tmp_path / "predictions", "--one-file-each", "--probabilities"
+    )
     assert answer.exit_code == 0, answer.stderr
     manifest = json.loads((tmp_path / "predictions" / "manifest.json").read_text())
     entries = {entry["id"]: entry for entry in manifest["cases"]}
@@ -111,6 +113,11 @@ def test_predictions_are_written_with_the_innermost_value_and_measured_by_region
         name = f"case_{number}"
         predicted = np.asarray(nib.load(tmp_path / "predictions" / f"{name}.nii.gz").dataobj)
         assert set(np.unique(predicted)) <= {0, 1, 2, 3}
+        likely = nib.load(tmp_path / "predictions" / f"{name}_probabilities.nii.gz").get_fdata()
+        assert likely.shape == (*SHAPE, 3), "sigmoid networks have no background"
+        is_clear = (np.abs(likely - 0.5) > 3 / 65535).all(axis=-1)
+        innermost = ((likely > 0.5) * np.array([1, 2, 3])).max(axis=-1)
+        np.testing.assert_array_equal(innermost[is_clear], predicted[is_clear])
         reference = label_of(number)
         decided = reference != IGNORE
         for region, values in REGIONS.items():
