@@ -73,9 +73,10 @@ def resolve(
     """
     shape = (logits_CIJK.shape[1], logits_CIJK.shape[2], logits_CIJK.shape[3])
     channels = np.zeros(mapping.file_shape_ijk, channel_dtype(len(logits_CIJK) + 1))
-    resolver = make_resolver(mapping, decision, 2, PatchLocation((0, 0, 0), shape), shape, channels)
-    for number in range(shape[2]):
-        resolver.add(number, logits_CIJK[..., number])
+    # Across the first axis, along which planes lie in one piece.
+    resolver = make_resolver(mapping, decision, 0, PatchLocation((0, 0, 0), shape), shape, channels)
+    for number in range(shape[0]):
+        resolver.add(number, logits_CIJK[:, number])
     return channels
 
 
