@@ -3,7 +3,7 @@
 Three comparisons. First both are fed the same prepared volume: medseg's stitched logits against MONAI's
 ``sliding_window_inference`` with Gaussian weights, the part of voxels that decide alike. Then end to end, each its own
 way from file to file: MONAI loads, orients, resamples (``Spacingd``), scales, slides, resamples the logits back
-(``Invertd``), decides and saves; once as a fresh process for one scan, and once loaded, for all scans after the first.
+(``Invertd``), decides and saves (scans smaller than the window are padded with air in both); once as a fresh process for one scan, and once loaded, for all scans after the first.
 Dice between both for each structure of more than 1000 voxels. Exits with 1 where a bound is not kept.
 
 Both walk all windows of the whole grid in the first comparison; end to end medseg looks at the body only, its default, and runs
@@ -79,7 +79,13 @@ def part_equal(scan: Path, options: argparse.Namespace) -> float:
     ours = predict_logits(image, predictor.runtime, predictor.sliding)
     with torch.no_grad():
         theirs = sliding_window_inference(
-            torch.from_numpy(image)[None], description.plan.patch_ijk, 1, network_of(options), 0.5, mode="gaussian"
+            torch.from_numpy(image)[None],
+            description.plan.patch_ijk,
+            1,
+            network_of(options),
+            0.5,
+            mode="gaussian",
+            cval=float(image.min()),
         )
     return float((ours.argmax(axis=0) == theirs[0].argmax(dim=0).numpy()).mean())
 

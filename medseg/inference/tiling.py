@@ -30,13 +30,13 @@ WindowRule = Literal["medseg", "nnunet"]
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """Windows that cover a volume, evenly spread along each axis, and the axis along which they are walked.
+    """Windows that cover a volume, and the axis along which they are walked.
 
     Attributes:
         shape_ijk: Of the volume.
         window_ijk: Of the window.
-        starts: First voxels of the windows along each axis, ascending. Where the volume is smaller than the window there is one,
-            centred on it.
+        starts: First voxels of the windows along each axis, ascending: a step apart, as MONAI places them, the last one moved back
+            to end with the volume; nnU-Net's are evenly spread. Where the volume is smaller than the window there is one, centred on it.
         walk_axis: The windows that share a start along this axis are a layer; layers follow each other.
         rule: Who placed the windows, and weighs their voxels.
     """
@@ -118,7 +118,7 @@ def _starts(size: int, window: int, overlap: float) -> list[int]:
         return [-((window - size) // 2)]
     step = max(1, int(window * (1 - overlap)))
     num_windows = -(-(size - window) // step) + 1
-    return [int(index * (size - window) / (num_windows - 1) + 0.5) for index in range(num_windows)]
+    return [min(index * step, size - window) for index in range(num_windows)]
 
 
 def _nnunet_starts(size: int, window: int, overlap: float) -> list[int]:
