@@ -20,11 +20,14 @@ def answer(job: Callable[[], Outcome], *, as_json: bool, verbose: bool) -> None:
         outcome = job()
     except MedsegError as error:
         _fail(error, as_json, verbose)
-    except (
-        ModuleNotFoundError
-    ) as error:  # medseg without all that it is installed with, as where prediction needs no torch
+    except ModuleNotFoundError as error:
+        # Medseg without all that it is installed with, as where prediction needs no torch.
         name = (error.name or "").split(".")[0]
-        _fail(PluginError(f"this needs {name}, which is not installed: pip install {name}"), as_json, verbose)
+        if name in ("", "medseg", "pipelines"):
+            raise
+        _fail(
+            PluginError(f"this needs the module {name}, which is not installed: pip install medseg"), as_json, verbose
+        )
     except KeyboardInterrupt:
         _fail(Interrupted("interrupted"), as_json, verbose)
     except OSError as error:  # what no room could explain better, such as a log that meets a full disk

@@ -7,6 +7,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -23,7 +25,7 @@ from medseg.inference.runtimes.catalogue import RuntimeName, installed_runtimes
 from medseg.inference.runtimes.choice import choose_runtime
 from medseg.io.case import chosen_cases, read_case
 from medseg.io.manifest import peak_memory_bytes
-from pipelines.outcome import Outcome
+from pipelines.outcome import Outcome, exit_code_of
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,12 @@ class Row:
         runtime: By name.
         threads: CPU threads.
         tile_batch: Windows given to the network at once.
-        load_s: From the start of the process's work until the network could run [s].
+        load_s: Of choosing the runtime and loading the network; making its graph too, where that is not there yet [s].
         first_s: Of the first prediction, from the scan in memory to its labels [s].
         network_s: Of the network in a prediction, median [s].
         total_s: Of a prediction, median [s].
         peak_memory_bytes: Of the process.
-        agreement: Part of the labelled voxels, in either label map, that are labelled as by the first row.
+        agreement: Part of the labelled voxels, in either label map, that are labelled as by the first setting that worked.
         error: Why there is nothing; then all figures are None.
     """
 
@@ -98,14 +100,18 @@ def run(bundle: str | Path, scan: Path, options: BenchOptions, listener: Listene
             rows.append(_apart(bundle, records[0], setting, options.repeats, Path(folder)))
     listener(Progress("settings", len(settings), len(settings)))
     result = {"scan": scan.name, "rows": [asdict(row) for row in rows]}
-    return Outcome(0, result, "\n".join(_table(rows)))
+    num_failed = sum(row.error is not None for row in rows)
+    return Outcome(exit_code_of(num_failed, len(rows)), result, "\n".join(_table(rows)))
 
 
 def _apart(bundle: str | Path, record: CaseRecord, setting: Setting, repeats: int, folder: Path) -> Row:
     """One setting in a fresh process: its memory is its own, and so are its threads."""
     context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_measure, (bundle, record, setting, repeats, folder))
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_measure, bundle, record, setting, repeats, folder).result()
+        except BrokenProcessPool:
+            return Row(**asdict(setting), error="its process was killed: most likely there was too little memory")
 
 
 def _measure(bundle: str | Path, record: CaseRecord, setting: Setting, repeats: int, folder: Path) -> Row:
@@ -120,8 +126,8 @@ def _measure(bundle: str | Path, record: CaseRecord, setting: Setting, repeats: 
             prediction = predictor.predict_case(case)
             marks.append(time.perf_counter())
             network_s.append(prediction.seconds["network"])
-    except MedsegError as error:
-        return Row(**asdict(setting), error=error.message)
+    except (MedsegError, MemoryError, RuntimeError) as error:
+        return Row(**asdict(setting), error=str(error) or type(error).__name__)
     took_s = np.diff(marks).tolist()
     return Row(
         **asdict(setting),

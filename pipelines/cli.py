@@ -310,8 +310,9 @@ def predict(
 
     def job() -> Outcome:
         from pipelines import predict as pipeline
+        from pipelines.predict_cases import PredictOptions
 
-        options = pipeline.PredictOptions(
+        options = PredictOptions(
             out=out, split=split.value if split else None, structures=names_of(structures), device=device,
             runtime=runtime.value, threads=threads, tile_batch=tile_batch, overlap=overlap, skip_air=skip_air, tta=tta,
             one_file_each=one_file_each, probabilities=probabilities, allow=codes_of(allow), preview=preview,

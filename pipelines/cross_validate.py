@@ -27,7 +27,7 @@ from medseg.io.label_tables import write_label_tables
 from medseg.io.manifest import Manifest
 from medseg.io.references import what_to_compare
 from medseg.report.evaluation import Evaluation
-from pipelines import evaluate, predict, train
+from pipelines import evaluate, predict, predict_cases, train
 from pipelines.outcome import Outcome
 from pipelines.train_options import TrainOptions
 from pipelines.training_report import write_folds_report
@@ -96,7 +96,7 @@ def predict_unseen(
     All connected parts are kept: which ones are worth keeping is chosen from these very predictions, and figures with
     rules that were chosen on the same cases would flatter them.
     """
-    options = predict.PredictOptions(out=out)
+    options = predict_cases.PredictOptions(out=out)
     write_label_tables(out, dataset.labels)
     choice = choose_runtime(ensemble, "torch", config.trainer.device, config.trainer.num_threads)
     manifest = Manifest.open(out, ensemble.hash, predict.settings(options, choice))
@@ -105,7 +105,7 @@ def predict_unseen(
         unseen = set(read_plan(run.plan).validation_cases)
         records = [record for record in dataset.cases if record.id in unseen]
         fold = ensemble_of([bundle]).with_components({})
-        predict.predict_all(fold, choice, records, manifest, options, listener)
+        predict_cases.predict_all(predict_cases.Job(fold, choice, manifest, options), records, listener)
 
 
 def evaluate_unseen(

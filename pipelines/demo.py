@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medseg.core.progress import Listener, Progress, silent
 from medseg.io.resources import bundled_models, configs_folder, sample_folder
-from pipelines import evaluate, predict, train
+from pipelines import evaluate, predict, predict_cases, train
 from pipelines.outcome import Outcome
 
 BUNDLED = "head-neck"
@@ -37,7 +37,9 @@ def run(out: Path, budget_s: float = TRAINING_S, listener: Listener = silent) ->
             data=sample, out=run_folder, budget_s=budget_s, resume=(run_folder / "config.yaml").exists()
         )
         train.run(configs_folder() / "ct_segmentation" / "head_neck_unet.yaml", options, listener)
-    predicted = predict.run(run_folder, [sample], predict.PredictOptions(out=predictions, split="validation"), listener)
+    predicted = predict.run(
+        run_folder, [sample], predict_cases.PredictOptions(out=predictions, split="validation"), listener
+    )
     other = predict_bundled(out / BUNDLED, sample, listener)
     compared = evaluate.EvaluateOptions(split="validation", out=results, compare=other)
     evaluated = evaluate.run(predictions, sample, compared, listener)
@@ -53,5 +55,5 @@ def predict_bundled(out: Path, sample: Path, listener: Listener) -> Path | None:
     """Contours of the bundled model on the same scans; None where it does not ship."""
     if BUNDLED not in {model.name for model in bundled_models()}:
         return None
-    predict.run(BUNDLED, [sample], predict.PredictOptions(out=out, split="validation"), listener)
+    predict.run(BUNDLED, [sample], predict_cases.PredictOptions(out=out, split="validation"), listener)
     return out

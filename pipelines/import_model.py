@@ -30,13 +30,13 @@ def run(model_folder: Path, options: ImportOptions, listener: Listener = silent)
     from medseg.interop.nnunet import import_nnunet
     from medseg.io.bundle import write_bundle
 
-    if options.out.exists():  # told before the work
-        raise WriteError(f"{options.out} is there already: give another --out", code="write.exists")
+    require_absent(options.out)  # told before the work
     model = import_nnunet(model_folder, options.folds)
     for note in model.notes:
         listener(Progress("importing", 0, None, message=f"note: {note}"))
     manifest = {**model.description.model_dump(mode="json"), "imported_from": dict(model.origin)}
     probe = make_probe(model.description, model.members)
+    require_absent(options.out)  # it may have come meanwhile
     write_bundle(options.out, manifest, model.members, probe)
     structures = model.description.labels.names
     result = {
@@ -48,3 +48,9 @@ def run(model_folder: Path, options: ImportOptions, listener: Listener = silent)
     folds = ", ".join(model.origin["checkpoints"])
     text = f"{options.out}: {model.description.name} ({folds}), {len(structures)} structures"
     return Outcome(0, result, text)
+
+
+def require_absent(out: Path) -> None:
+    """Refuse to replace anything."""
+    if out.exists():
+        raise WriteError(f"{out} is there already: give another --out", code="write.exists")

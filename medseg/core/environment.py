@@ -36,5 +36,5 @@ def cache_folder() -> Path | None:
     if given := os.environ.get("MEDSEG_CACHE"):
         return Path(given).absolute()
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    folder = named if named.is_absolute() else Path("~/.cache").expanduser()
+    folder = named if named.is_absolute() else Path(os.path.expanduser("~/.cache"))  # noqa: PTH111  # raises nothing
     return folder / "medseg" if folder.is_absolute() else None

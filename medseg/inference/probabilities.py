@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt16
+from jaxtyping import Float, Integer, UInt16
 from scipy import ndimage
 
 from medseg.core.patch import PatchLocation
-from medseg.core.shapes import IJK
+from medseg.core.shapes import ANY, IJK
 from medseg.data.restore import GridMapping
 from medseg.data.shear import Shear
 from medseg.inference.description import ModelDescription
@@ -46,8 +46,8 @@ PACKING_LEVEL = 1
 
 
 def probabilities_of(
-    logits_CN: Float[np.ndarray, logits * points], activation: Activation
-) -> UInt16[np.ndarray, logits * points]:
+    logits_CN: Float[np.ndarray, "logits ..."], activation: Activation
+) -> UInt16[np.ndarray, "logits ..."]:
     """Probabilities as whole numbers up to :data:`SURE`.
 
     Where all logits are exactly 0 no window lay, and nothing was asked: it is background for certain.

@@ -19,7 +19,7 @@ SIGMA_PART = 1 / 8
 """Standard deviation of the Gaussian as a part of the window, as nnU-Net and MONAI have it."""
 
 SMALLEST_WEIGHT = 1e-3
-"""Smallest weight of a window's voxel relative to its centre: corners must count, or a sum of weights could vanish."""
+"""Smallest weight of a window's voxel, beside about 1 at its centre: corners must count, or a sum of weights could vanish. MONAI's."""
 
 NNUNET_SCALE = 10
 """nnU-Net's weights are kept in half precision as this at the centre: what falls below its smallest number gets that."""
@@ -97,7 +97,7 @@ class WindowGrid:
 def gaussian_weights(window_ijk: Shape3, rule: WindowRule = "medseg") -> Float[np.ndarray, IJK]:
     """Weight of each voxel of a window: a Gaussian about its centre, largest there, float32.
 
-    Source: nnU-Net's importance map (Isensee et al. 2021; its ``compute_gaussian``), sigma of 1/8 of the window.
+    Source: MONAI's ``compute_importance_map``, and nnU-Net's (Isensee et al. 2021; its ``compute_gaussian``); sigma of 1/8 of the window.
     """
     profiles = []
     for size in window_ijk:
@@ -109,7 +109,7 @@ def gaussian_weights(window_ijk: Shape3, rule: WindowRule = "medseg") -> Float[n
         halves: np.ndarray = (weights / weights.max() * NNUNET_SCALE).astype(np.float16)
         positive: np.ndarray = np.maximum(halves, halves[halves > 0].min())
         return positive.astype(np.float32)
-    floored: np.ndarray = np.maximum(weights / weights.max(), SMALLEST_WEIGHT)
+    floored: np.ndarray = np.maximum(weights, SMALLEST_WEIGHT)
     return floored.astype(np.float32)
 
 

@@ -268,7 +268,7 @@ def _checked_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes
             f"found {found!r}"[:400]
         )
     paths = [entry.relative_to(folder) for entry in folder.rglob("*") if not entry.is_dir()]
-    present = {path.as_posix() for path in paths if not path.name.startswith(".")}
+    present = {path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)}
     strange = sorted(present - {DESCRIPTION, *hashes})
     if strange:
         raise CheckpointError(f"the bundle {folder} holds {strange}, which it does not list: take them out")

@@ -371,34 +371,37 @@ def test_an_allowed_problem_is_dealt_with_and_told(tmp_path: Path, sample: Path,
     assert "2 voxels" in note["message"]
 
 
-@pytest.mark.parametrize(("free_bytes", "read_meanwhile"), [(0, 1), (2**40, 2)])
+@pytest.mark.parametrize("free_bytes", [0, 2**40])
 def test_the_next_case_is_read_while_there_is_room(
-    sample: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int, read_meanwhile: int
+    tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int
 ) -> None:
-    from medseg.inference.description import describe
-    from medseg.inference.files import ReadCase, read_for_prediction
-    from medseg.io.bundle import read_bundle
+    from medseg.inference.ensemble import open_ensemble
+    from medseg.inference.runtimes.choice import Choice
     from medseg.io.case import chosen_cases
-    from pipelines import predict
+    from medseg.io.manifest import Manifest
+    from pipelines import predict_cases
 
-    monkeypatch.setattr(predict, "free_memory_bytes", lambda: free_bytes)
-    description = describe(read_bundle("head-neck"))
+    monkeypatch.setattr(predict_cases, "free_memory_bytes", lambda: free_bytes)
     records = chosen_cases([sample / "images" / f"pt_{number}.nii.gz" for number in (222, 4)], None, 1)
+    options, manifest = predict_cases.PredictOptions(tmp_path), Manifest.open(tmp_path, "", {})
+    job = predict_cases.Job(open_ensemble("head-neck"), Choice("torch", "", "cpu", 1), manifest, options)
     begun: list[str] = []
     second_is_read = threading.Event()
+    real = predict_cases.read
 
-    def read(record: CaseRecord) -> ReadCase:
+    def read(job: predict_cases.Job, record: CaseRecord) -> object:
         begun.append(record.id)
         if len(begun) == 2:
             second_is_read.set()
-        return read_for_prediction(description, record)
+        return real(job, record)
 
-    cases = predict.read_ahead(records, read)
+    monkeypatch.setattr(predict_cases, "read", read)
+    cases = predict_cases.read_ahead(job, records)
     first, _ = next(cases)
-    assert second_is_read.wait(timeout=20 if read_meanwhile == 2 else 0.5) == (read_meanwhile == 2)
+    assert second_is_read.wait(timeout=20 if free_bytes else 0.5) == bool(free_bytes)
     second, reading = next(cases)
-    found = reading.result()
     assert (first.id, second.id) == ("pt_222", "pt_4")
+    found = reading.result()
     assert found is not None
     assert found.num_bytes > found.prepared.image.nbytes
     assert next(cases, None) is None

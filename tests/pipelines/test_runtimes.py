@@ -99,7 +99,7 @@ def test_the_bundled_model_predicts_where_torch_is_not(tmp_path: Path, scan: Pat
     assert "pip install torch" in answer.stderr
     answer = without_torch("predict", "head-neck", scan, "--out", tmp_path / "preview", "--preview")
     assert answer.returncode == 3
-    assert "needs contourpy, which is not installed" in answer.stderr
+    assert "needs the module contourpy, which is not installed" in answer.stderr
     answer = without_torch("doctor")
     assert answer.returncode == 0, answer.stderr
     assert "torch MISSING" in answer.stdout

@@ -24,7 +24,7 @@ from medseg.core.version import VERSION
 from medseg.inference.ensemble import Ensemble
 from medseg.inference.mirroring import with_mirrors
 from medseg.inference.runtime import Runtime, averaged
-from medseg.inference.runtimes.catalogue import RuntimeName, installed_runtimes, require
+from medseg.inference.runtimes.catalogue import TO_INSTALL, RuntimeName, installed_runtimes, require
 from medseg.inference.runtimes.graphs import graphs_of, has_graphs
 from medseg.io.atomic import write_json_atomically
 
@@ -37,14 +37,14 @@ TOLERANCE = 1e-4
 FOLDER = "runtimes"
 """In the cache folder."""
 
-NUM_WINDOWS = 3
-"""That are timed; the fastest counts."""
+NUM_WINDOWS = 2
+"""That are timed after a first one; the faster counts."""
 
 LONG_WINDOW_S = 3.0
 """After a window that takes longer no further one is timed."""
 
-CUDA_DRIVERS = ("/proc/driver/nvidia/version", "/dev/dxg")
-"""Without one of these there is no CUDA device, and torch need not be imported to find out."""
+GPU_DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvgpu", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd")
+"""Without one of these (NVIDIA, Jetson, WSL, ROCm) there is no GPU, and torch need not be imported to find out."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,14 @@ class Findings:
         deviation: From the logits that the bundles carry; at most the tolerance.
         seconds_per_window: Of the plan's window.
         unusable: Why it cannot run this model, or not exactly enough.
+        failed_now: Why it could not be tried; not kept, for it may go away.
     """
 
     path: Path | None
     deviation: dict[str, float] = field(default_factory=dict)
     seconds_per_window: dict[str, float] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)
+    failed_now: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, ensemble: Ensemble, num_threads: int) -> Findings:
@@ -96,16 +98,18 @@ class Findings:
             return cls(None)
         key = hashlib.sha256(f"{ensemble.hash} {processor_identity()} {num_threads} {VERSION}".encode()).hexdigest()
         findings = cls(folder / FOLDER / f"{key[:32]}.json")
-        with suppress(OSError, ValueError, TypeError, KeyError):
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             assert findings.path is not None
             known = json.loads(findings.path.read_text(encoding="utf-8"))
-            numbers = ({name: float(value) for name, value in known[part].items()} for part in ("deviation", "seconds"))
-            findings.deviation, findings.seconds_per_window = numbers
-            findings.unusable = {name: str(reason) for name, reason in known["unusable"].items()}
+            deviation, seconds = (
+                {name: float(value) for name, value in known[part].items()} for part in ("deviation", "seconds")
+            )
+            unusable = {name: str(reason) for name, reason in known["unusable"].items()}
+            return cls(findings.path, deviation, seconds, unusable)
         return findings
 
     def look_at(self, ensemble: Ensemble, choice: Choice, *, with_time: bool = False) -> None:
-        """Compare a runtime's logits with those that the bundles carry, and time it.
+        """Compare a runtime's logits with those that the bundles carry, and time it; what it cannot do is noted.
 
         Raises:
             CheckpointError: torch cannot load the weights.
@@ -119,10 +123,17 @@ class Findings:
                 first = ensemble.description
                 shape = (len(first.modalities), *first.plan.patch_ijk)
                 self.seconds_per_window[choice.title] = _seconds_per_window(averaged(members), shape)
-        except (CheckpointError, RuntimeError, MemoryError) as error:
+        except CheckpointError as error:
             if choice.runtime == "torch":
                 raise
             self.unusable[choice.title] = f"{choice.title} cannot run this model: {error}"
+        except (
+            RuntimeError,
+            MemoryError,
+            OSError,
+            ImportError,
+        ) as error:  # memory is short now, or it is badly installed
+            self.failed_now[choice.title] = f"{choice.title} could not run here: {error or type(error).__name__}"[:500]
 
     def keep(self) -> None:
         """Write it for the next process; where that is not possible, it measures again."""
@@ -214,7 +225,7 @@ def _verified(ensemble: Ensemble, name: RuntimeName, num_threads: int) -> Choice
     if choice.title not in findings.deviation:
         findings.look_at(ensemble, choice)
         findings.keep()
-    if reason := findings.unusable.get(choice.title):
+    if reason := findings.unusable.get(choice.title) or findings.failed_now.get(choice.title):
         raise CheckpointError(reason, code="runtime.unusable")
     return replace(choice, deviation=findings.deviation[choice.title])
 
@@ -228,7 +239,7 @@ def _fastest(ensemble: Ensemble, num_threads: int, listener: Listener) -> Choice
     ]
     if not choices:
         raise PluginError(
-            "no runtime is installed that can run this bundle: pip install medseg[openvino], or torch",
+            f"no runtime is installed that can run this bundle: pip install {TO_INSTALL['openvino']}, or torch",
             code="plugin.runtime",
         )
     if len(choices) == 1:
@@ -246,7 +257,8 @@ def _fastest(ensemble: Ensemble, num_threads: int, listener: Listener) -> Choice
         findings.keep()
     usable = [choice for choice in choices if choice.title in findings.seconds_per_window]
     if not usable:
-        raise CheckpointError("; ".join(findings.unusable.values()), code="runtime.unusable")
+        reasons = [*findings.unusable.values(), *findings.failed_now.values()]
+        raise CheckpointError("; ".join(reasons), code="runtime.unusable")
     best = min(usable, key=lambda choice: findings.seconds_per_window[choice.title])
     if unknown:
         times = ", ".join(f"{choice.title} {findings.seconds_per_window[choice.title]:.3g} s" for choice in usable)
@@ -272,6 +284,7 @@ def _tolerable_deviation(members: Sequence[Runtime], ensemble: Ensemble, choice:
 def _seconds_per_window(runtime: Runtime, shape: Sequence[int]) -> float:
     """Of a window of random numbers, after a first one that lays out kernels and memory."""
     window = np.random.default_rng(0).standard_normal((1, *shape), dtype=np.float32)
+    runtime(window)
     took_s = []
     for _ in range(NUM_WINDOWS):
         began = time.perf_counter()
@@ -284,7 +297,7 @@ def _seconds_per_window(runtime: Runtime, shape: Sequence[int]) -> float:
 
 def _resolved(device: str) -> str:
     """``auto`` as the device that it stands for; others as they are, if they exist."""
-    if device == "cpu" or (device == "auto" and not any(Path(path).exists() for path in CUDA_DRIVERS)):
+    if device == "cpu" or (device == "auto" and not any(Path(path).exists() for path in GPU_DRIVERS)):
         return "cpu"
     require("torch", f"--device {device}")
     from medseg.inference.runtimes.torch import choose_device

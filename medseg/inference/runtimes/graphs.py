@@ -56,9 +56,10 @@ def _kept(path: Path | None) -> bytes | None:
         return None
     try:
         content = path.read_bytes()
-        path.touch()  # used now
     except OSError:
         return None
+    with suppress(OSError):  # a cache that may only be read serves too
+        path.touch()  # used now
     graph, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
     return graph if hashlib.sha256(graph).digest() == digest else None
 

@@ -94,12 +94,12 @@ def test_predictions_of_joined_bundles_and_of_their_ensemble_agree(tmp_path: Pat
     middle = scan.array[:, 20:80, 5:55, 30:90]
     small = Volume(middle, Geometry(scan.geometry.affine_ras, middle.shape[1:]), None)
     a, b = make(tmp_path / "a", [1]), make(tmp_path / "b", [2])
-    joined = [Predictor.load(f"{a},{b}", "cpu").predict(small).array for _ in range(2)]
+    joined = [Predictor.load(f"{a},{b}", "cpu", runtime="torch").predict(small).array for _ in range(2)]
     assert joined[0].max() > 0, "an empty prediction would prove nothing"
     np.testing.assert_array_equal(joined[0], joined[1])
-    both = Predictor.load(make(tmp_path / "both", [1, 2]), "cpu").predict(small).array
+    both = Predictor.load(make(tmp_path / "both", [1, 2]), "cpu", runtime="torch").predict(small).array
     np.testing.assert_array_equal(joined[0], both)
-    assert (joined[0] != Predictor.load(a, "cpu").predict(small).array).any()
+    assert (joined[0] != Predictor.load(a, "cpu", runtime="torch").predict(small).array).any()
 
 
 def test_the_hash_covers_all_bundles_in_their_order(tmp_path: Path) -> None:

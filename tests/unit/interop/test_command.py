@@ -49,8 +49,8 @@ def test_folds_become_an_ensemble_that_predicts(model: Any, tmp_path: Path) -> N
         assert run("import", "nnunet", model.folder, "--out", tmp_path / fold, "--fold", fold, "-q").exit_code == 0
     image = np.random.default_rng(0).integers(-500, 500, (1, 20, 24, 12)).astype(np.int16)
     volume = Volume(image, Geometry.from_spacing((20, 24, 12), (1.4, 1.1, 2.6)))
-    together = Predictor.load(tmp_path / "both").predict(volume).array
-    joined = Predictor.load(f"{tmp_path / '0'},{tmp_path / '1'}").predict(volume).array
+    together = Predictor.load(tmp_path / "both", runtime="torch").predict(volume).array
+    joined = Predictor.load(f"{tmp_path / '0'},{tmp_path / '1'}", runtime="torch").predict(volume).array
     np.testing.assert_array_equal(together, joined)
     assert together.shape == (20, 24, 12)
     assert len(np.unique(together)) > 1
