@@ -12,6 +12,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and torch start their threads
 
+os.environ["MEDSEG_RUNTIME"] = "torch"  # which runtime is fastest may change while the tests run, and a voxel with it
+
 from pathlib import Path
 
 import hypothesis

@@ -28,6 +28,11 @@ def thread_limit() -> int | None:
     return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
+def named_runtime() -> str | None:
+    """``MEDSEG_RUNTIME``: what ``--runtime auto`` stands for; None where it is not set."""
+    return os.environ.get("MEDSEG_RUNTIME") or None
+
+
 def cache_folder() -> Path | None:
     """Where things are kept that can be made again: ``MEDSEG_CACHE``, else ``medseg`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
 

@@ -83,7 +83,8 @@ def test_what_cannot_be_is_refused_before_work(tmp_path: Path, scan: Path, medse
 
 def test_the_bundled_model_predicts_where_torch_is_not(tmp_path: Path, scan: Path, medseg) -> None:
     def without_torch(*words: object) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "MEDSEG_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+        names = {name: value for name, value in os.environ.items() if name != "MEDSEG_RUNTIME"}
+        environment = {**names, "MEDSEG_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
@@ -132,7 +133,7 @@ def test_an_environment_of_the_wheel_and_its_runtime_only(tmp_path: Path, scan: 
     subprocess.run([*pip, "-r", ROOT / "requirements" / "runtime.txt"], check=True)
     size = sum(path.lstat().st_size for path in (tmp_path / "venv").rglob("*") if path.is_file())
     assert size <= 600e6
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MEDSEG_RUNTIME")}
     command = [tmp_path / "venv" / "bin" / "medseg", "predict", "head-neck", scan, "--out", tmp_path / "without"]
     subprocess.run(command, check=True, cwd=tmp_path, env={**environment, "MEDSEG_CACHE": str(tmp_path / "cache")})
     assert (

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from medseg.core.environment import cache_folder
+from medseg.core.environment import cache_folder, named_runtime
 from medseg.core.errors import CheckpointError, ConfigError, MedsegError, PluginError
 from medseg.core.processors import compute_threads, processor_identity
 from medseg.core.progress import Listener, Progress, silent
@@ -24,7 +24,7 @@ from medseg.core.version import VERSION
 from medseg.inference.ensemble import Ensemble
 from medseg.inference.mirroring import with_mirrors
 from medseg.inference.runtime import Runtime, averaged
-from medseg.inference.runtimes.catalogue import TO_INSTALL, RuntimeName, installed_runtimes, require
+from medseg.inference.runtimes.catalogue import RUNTIMES, TO_INSTALL, RuntimeName, installed_runtimes, require
 from medseg.inference.runtimes.graphs import graphs_of, has_graphs
 from medseg.io.atomic import write_json_atomically
 
@@ -158,7 +158,7 @@ def choose_runtime(
 
     Args:
         ensemble: What predicts.
-        wanted: Its name, or ``auto``.
+        wanted: Its name, or ``auto``, for which ``MEDSEG_RUNTIME`` may name one.
         device: auto, cpu, cuda or cuda:N; other runtimes than torch use the CPU only.
         num_threads: CPU threads; None: one for each core.
         listener: Hears what was measured.
@@ -169,6 +169,10 @@ def choose_runtime(
         CheckpointError: It cannot run this model, or not exactly enough.
     """
     threads = num_threads or compute_threads()
+    if wanted == "auto" and (named := named_runtime()) is not None:
+        if named not in RUNTIMES:
+            raise ConfigError(f"expected one of {', '.join(RUNTIMES)} in MEDSEG_RUNTIME, found '{named}'")
+        wanted = named
     if wanted in ("openvino", "onnx"):
         if device not in ("auto", "cpu"):
             raise ConfigError(f"--runtime {wanted} computes on the CPU, not on '{device}': leave out one of both")

@@ -43,6 +43,7 @@ NETWORKS = {
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MEDSEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MEDSEG_RUNTIME")
     return tmp_path / "cache"
 
 
@@ -139,6 +140,7 @@ def test_auto_tries_each_runtime_once_and_remembers(
     opened.clear()
     monkeypatch.undo()
     monkeypatch.setenv("MEDSEG_CACHE", str(own_cache))
+    monkeypatch.delenv("MEDSEG_RUNTIME")
     path.write_text("{")
     choose_runtime(tiny, num_threads=1)
     assert json.loads(path.read_text())["seconds"].keys() == known["seconds"].keys(), "a damaged file is made again"
@@ -181,6 +183,7 @@ def test_graphs_are_kept_mended_and_bounded(tiny: Ensemble, own_cache: Path, mon
     assert graphs.graphs_of(bundle, description) == made
     monkeypatch.undo()
     monkeypatch.setenv("MEDSEG_CACHE", str(own_cache))
+    monkeypatch.delenv("MEDSEG_RUNTIME")
     path.write_bytes(path.read_bytes()[:-100])
     assert graphs.graphs_of(bundle, description) == made, "a truncated one is made again"
     old = path.with_name("old.onnx")
@@ -217,6 +220,15 @@ def test_without_torch_a_bundle_needs_its_graph(tiny: Ensemble, monkeypatch: pyt
     with pytest.raises(PluginError, match="--runtime onnx needs onnxruntime") as raised:
         choose_runtime(ensemble, "onnx")
     assert raised.value.exit_code == 3
+
+
+def test_what_auto_stands_for_may_be_named(tiny: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDSEG_RUNTIME", "onnx")
+    assert choose_runtime(tiny, num_threads=1).runtime == "onnx"
+    assert choose_runtime(tiny, "torch", num_threads=1).runtime == "torch"
+    monkeypatch.setenv("MEDSEG_RUNTIME", "fastest")
+    with pytest.raises(ConfigError, match="in MEDSEG_RUNTIME, found 'fastest'"):
+        choose_runtime(tiny)
 
 
 def test_devices(tiny: Ensemble) -> None:
