@@ -79,7 +79,7 @@ def test_the_worst_are_drawn_and_bad_cases_are_told(
         status = "absent" if dice[case.id] is None else "scored"
         return {"mandible": StructureScore(dice[case.id], None, None, None, status)}
 
-    monkeypatch.setattr(final.Predictor, "load", lambda *_: Given())
+    monkeypatch.setattr(final.Predictor, "load", lambda *_, **__: Given())
     monkeypatch.setattr(final, "read_case", read_or_not)
     monkeypatch.setattr(final, "_measure", score)
     monkeypatch.setattr(final, "_draw", lambda out, record, *_: told.append(record.id) or out / record.id)
