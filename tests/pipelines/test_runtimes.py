@@ -46,6 +46,7 @@ def labels(folder: Path) -> np.ndarray:
     return np.asarray(nib.load(folder / f"{SCAN}.nii.gz").dataobj)
 
 
+@pytest.mark.slow  # see tests/unit/inference/test_runtimes.py
 def test_every_runtime_labels_alike_and_repeats_to_the_byte(tmp_path: Path, scan: Path, medseg) -> None:
     found = {}
     for out in ("torch", "openvino", "onnx", "openvino again"):
