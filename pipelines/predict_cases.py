@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from medseg.core.case import Case, CaseRecord, Split
-from medseg.core.errors import CaseError, ReadError
+from medseg.core.errors import CaseError, InferenceError, ReadError
 from medseg.core.memory import free_memory_bytes
 from medseg.core.progress import Listener, Progress
 from medseg.inference.ensemble import Ensemble
@@ -97,6 +97,7 @@ def predict_all(job: Job, records: Sequence[CaseRecord], listener: Listener) -> 
             del labelled  # the writer's alone now: a case is gone when it is written
             if not has_room_beside(reading):
                 tell(written, done, len(records), listener)
+                written = None
         tell(written, len(records), len(records), listener)
 
 
@@ -145,6 +146,9 @@ def label(job: Job, record: CaseRecord, reading: Future[ReadCase | None]) -> Cal
         return partial(write, job, record, case, prediction)
     except CaseError as error:
         return partial(fail, job, record, error)
+    except MemoryError:
+        short = InferenceError(f"{record.id} needs more memory than is free", code="inference.memory")
+        return partial(fail, job, record, short)
 
 
 def skip(job: Job, record: CaseRecord) -> str:

@@ -407,6 +407,24 @@ def test_the_next_case_is_read_while_there_is_room(
     assert next(cases, None) is None
 
 
+def test_each_failure_is_told_once(
+    tmp_path: Path, sample: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medseg.core.progress import Progress
+    from pipelines import predict, predict_cases
+
+    monkeypatch.setattr(predict_cases, "free_memory_bytes", lambda: 0)
+    (tmp_path / "in").mkdir()
+    for name in ("a", "c"):
+        (tmp_path / "in" / f"{name}.nii.gz").write_bytes(b"damaged")
+    shutil.copy(sample / "images" / "pt_222.nii.gz", tmp_path / "in" / "b.nii.gz")
+    told: list[Progress] = []
+    outcome = predict.run(run_folder, [tmp_path / "in"], predict_cases.PredictOptions(tmp_path / "out"), told.append)
+    assert outcome.exit_code == 1
+    messages = [event.message.split()[0] for event in told if "failed" in event.message]
+    assert messages == ["a", "c"]
+
+
 def test_the_order_of_files_changes_no_byte(tmp_path: Path, sample: Path, run_folder: Path, medseg) -> None:
     scans = sorted((sample / "images").glob("*.nii.gz"))[:3]
     for out, inputs in (("a", scans), ("b", scans[::-1])):

@@ -127,12 +127,8 @@ class Findings:
             if choice.runtime == "torch":
                 raise
             self.unusable[choice.title] = f"{choice.title} cannot run this model: {error}"
-        except (
-            RuntimeError,
-            MemoryError,
-            OSError,
-            ImportError,
-        ) as error:  # memory is short now, or it is badly installed
+        except (RuntimeError, MemoryError, OSError, ImportError) as error:
+            # Memory is short now, or the package is badly installed: that may go away.
             self.failed_now[choice.title] = f"{choice.title} could not run here: {error or type(error).__name__}"[:500]
 
     def keep(self) -> None:
@@ -226,7 +222,7 @@ def _verified(ensemble: Ensemble, name: RuntimeName, num_threads: int) -> Choice
     """A runtime other than torch that was asked for."""
     choice = Choice(name, require(name, f"--runtime {name}"), "cpu", num_threads)
     findings = Findings.of(ensemble, num_threads)
-    if choice.title not in findings.deviation:
+    if choice.title not in findings.deviation and choice.title not in findings.unusable:
         findings.look_at(ensemble, choice)
         findings.keep()
     if reason := findings.unusable.get(choice.title) or findings.failed_now.get(choice.title):
@@ -301,7 +297,8 @@ def _seconds_per_window(runtime: Runtime, shape: Sequence[int]) -> float:
 
 def _resolved(device: str) -> str:
     """``auto`` as the device that it stands for; others as they are, if they exist."""
-    if device == "cpu" or (device == "auto" and not any(Path(path).exists() for path in GPU_DRIVERS)):
+    may_be_gpu = "torch" in installed_runtimes() and any(Path(path).exists() for path in GPU_DRIVERS)
+    if device == "cpu" or (device == "auto" and not may_be_gpu):
         return "cpu"
     require("torch", f"--device {device}")
     from medseg.inference.runtimes.torch import choose_device

@@ -165,6 +165,31 @@ def test_a_runtime_that_is_not_exact_enough_is_never_taken(tmp_path: Path) -> No
         choose_runtime(open_ensemble(tmp_path / "none"), "onnx")
 
 
+def test_what_fails_for_a_moment_is_not_remembered(tiny: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = choice._of_bundles
+    for error in (MemoryError(), ImportError("libtbb.so.12")):
+
+        def failing(ensemble: Ensemble, chosen: choice.Choice, error: BaseException = error) -> list:
+            if chosen.runtime == "torch":
+                return real(ensemble, chosen)
+            raise error
+
+        monkeypatch.setattr(choice, "_of_bundles", failing)
+        with pytest.raises(CheckpointError, match=r"onnx .* could not run here"):
+            choose_runtime(tiny, "onnx", num_threads=1)
+        assert choose_runtime(tiny, num_threads=1).runtime == "torch", "the others go on"
+    monkeypatch.setattr(choice, "_of_bundles", real)
+    assert choose_runtime(tiny, "onnx", num_threads=1).deviation is not None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"deviation": [], "seconds": {}, "unusable": null}'])
+def test_damaged_findings_are_measured_again(tiny: Ensemble, own_cache: Path, content: str) -> None:
+    choose_runtime(tiny, "onnx", num_threads=1)
+    (path,) = (own_cache / "runtimes").iterdir()
+    path.write_text(content)
+    assert choose_runtime(tiny, "onnx", num_threads=1).deviation is not None
+
+
 def test_an_ensemble_of_graphs_is_that_of_networks(tiny: Ensemble, tmp_path: Path) -> None:
     weights = [{name: array * np.float32(f) for name, array in tiny.bundles[0].weights[0].items()} for f in (0.8, 1.1)]
     write_bundle(tmp_path / "two", tiny.bundles[0].manifest, weights, make_probe(tiny.description, weights))
@@ -218,6 +243,8 @@ def test_without_torch_a_bundle_needs_its_graph(tiny: Ensemble, monkeypatch: pyt
     with_graph = replace(tiny.bundles[0], graphs=(make_graph(tiny.description, tiny.bundles[0].weights[0]),))
     ensemble = replace(tiny, bundles=(with_graph,))
     assert choose_runtime(ensemble, num_threads=1).runtime in ("openvino", "onnx")
+    monkeypatch.setattr(choice, "GPU_DRIVERS", ("/dev/null",))
+    assert choose_runtime(ensemble, num_threads=1).device == "cpu", "torch alone could use the GPU"
     absent |= {"onnx"}
     assert choose_runtime(ensemble, num_threads=1).runtime == "openvino", "the only one is not timed"
     with pytest.raises(PluginError, match="--runtime onnx needs onnxruntime") as raised:
